@@ -1,0 +1,1 @@
+"""Merging methods, one file each; ``paring methods`` lists them, :mod:`paring.registry` loads them."""

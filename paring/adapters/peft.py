@@ -1,0 +1,114 @@
+"""PEFT: ``base_model.model.<module>.lora_A.weight`` beside ``adapter_config.json``, and (IA)^3.
+
+Scale: ``alpha / r``, or ``alpha / sqrt(r)`` with ``use_rslora``, with the module's own rank (from the tensor) and
+alpha (``alpha_pattern``: regular expressions ``^(.*\\.)?(KEY)$`` against the module path, first match wins).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from paring.adapters.view import Dialect
+
+_PREFIX = "base_model.model."
+
+
+def _pattern(config: Mapping[str, Any], key: str, module: str) -> Any:
+    """The first entry of ``rank_pattern`` or ``alpha_pattern`` whose key matches ``module``, or None."""
+    for pattern, value in (config.get(key) or {}).items():
+        try:
+            if re.match(rf"^(.*\.)?({pattern})$", module):
+                return value
+        except re.error:
+            continue
+    return None
+
+
+def _scale(
+    module: str, rank: int, config: Mapping[str, Any] | None, scalar: Callable[[str], float | None]
+) -> tuple[float, str]:
+    if not config or config.get("lora_alpha") is None:
+        return 1.0, "assumed 1: no lora_alpha (adapter_config.json missing?)"
+    own = _pattern(config, "alpha_pattern", module.removeprefix(_PREFIX))
+    alpha, source = (own, "alpha_pattern") if own is not None else (config["lora_alpha"], "lora_alpha")
+    if config.get("use_rslora"):
+        return float(alpha) / math.sqrt(rank), f"{source} / sqrt(r) (rsLoRA)"
+    return float(alpha) / rank, f"{source} / r"
+
+
+def _expected_rank(module: str, config: Mapping[str, Any] | None) -> int | None:
+    # MoE parameters stack experts on the rank axis, AdaLoRA prunes ranks: there the tensor is the truth
+    if not config or config.get("target_parameters") or config.get("peft_type", "LORA") != "LORA":
+        return None
+    own = _pattern(config, "rank_pattern", module)
+    rank = own if own is not None else config.get("r")
+    return rank if isinstance(rank, int) and rank > 0 else None
+
+
+# fields that change nothing about what the factors mean, or that the code here reads
+_KNOWN = frozenset(
+    """alpha_pattern auto_mapping base_model_name_or_path bias ensure_weight_tying exclude_modules fan_in_fan_out
+    inference_mode init_lora_weights layer_replication layers_pattern layers_to_transform lora_alpha lora_bias
+    lora_dropout megatron_config megatron_core modules_to_save peft_type peft_version r rank_pattern revision
+    runtime_config target_modules target_parameters task_type trainable_token_indices use_rslora use_dora
+    use_qalora qalora_group_size kasa_config use_bdlora alora_invocation_tokens arrow_config corda_config eva_config
+    loftq_config lora_ga_config monteclora_config velora_config feedforward_modules""".split()
+)
+_BASE_CHANGED = ("pissa", "olora", "corda", "lora_ga", "loftq")
+
+
+def _veto(module: str, rank: int, config: Mapping[str, Any] | None) -> str | None:
+    """Why the factors of a module must not be taken as ``scale * B @ A``, or None."""
+    if not config:
+        return None
+    init = str(config.get("init_lora_weights") or "").lower()
+    if init.startswith(_BASE_CHANGED):
+        return f"init_lora_weights={init}: the base was changed too, so B @ A is not the update"
+    if unknown := [key for key, value in config.items() if value and key not in _KNOWN]:
+        return f"adapter_config.json sets {unknown[0]!r}, which this version does not know"
+    if config.get("peft_type", "LORA") not in ("LORA", None):
+        return f"{config['peft_type']}: its update is not scale * B @ A"
+    for key, kind in (("use_qalora", "QALoRA"), ("kasa_config", "KaSA"), ("use_bdlora", "BD-LoRA"),
+                      ("alora_invocation_tokens", "aLoRA"), ("use_dora", "DoRA")):  # fmt: skip
+        if config.get(key):
+            return f"{kind}: its update is not a plain scale * B @ A"
+    if config.get("target_parameters") and rank != config.get("r"):
+        return "target_parameters: experts are stacked on the rank axis"
+    return None
+
+
+def _kind(config: Mapping[str, Any] | None) -> str:
+    kind = str((config or {}).get("peft_type") or "LORA")
+    if kind != "LORA":
+        return {"IA3": "(IA)^3"}.get(kind, kind)
+    flags = (("use_dora", "DoRA"), ("use_rslora", "rsLoRA"), ("use_qalora", "QALoRA"))
+    return next((name for key, name in flags if (config or {}).get(key)), "LoRA")
+
+
+DIALECT = Dialect(
+    name="peft",
+    factor=re.compile(r"^(?P<module>.+)\.(?P<role>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.weight)?$"),
+    roles={"lora_A": "a", "lora_B": "b", "lora_embedding_A": "a", "lora_embedding_B": "b"},
+    scale=_scale,
+    others=(
+        (re.compile(r"\.lora_magnitude_vector"), "DoRA magnitude"),
+        (re.compile(r"\.lora_E$"), "AdaLoRA singular values"),
+        (re.compile(r"\.lora_B\.bias$"), "bias of the update"),
+        (re.compile(r"\.trainable_tokens_delta$"), "trained token embeddings"),
+        (re.compile(r"\.bias$"), "bias (a full replacement value)"),
+        (re.compile(r"\.(hada|lokr|vera|vblora|oft|boft|fourierft|randlora)_"), "factor of a kind this version carries"),
+        (re.compile(r"^base_model\."), "full tensor (modules_to_save or an embedding)"),
+    ),
+    nonlinear=(
+        (re.compile(r"^(?P<module>.+)\.lora_magnitude_vector(?:\.weight)?$"), "DoRA: its update is not scale * B @ A"),
+        (re.compile(r"^(?P<module>.+)\.lora_E$"), "AdaLoRA: its update is B @ diag(E) @ A"),
+    ),
+    vector=re.compile(r"^(?P<module>.+)\.ia3_l(?:\.weight)?$"),
+    module_name=lambda module: module.removeprefix(_PREFIX),
+    veto=_veto,
+    expected_rank=_expected_rank,
+    kind=_kind,
+)

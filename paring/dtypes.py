@@ -1,0 +1,116 @@
+"""Tensors as files store them, in numpy: no torch needed to read, round or write one.
+
+A dtype is named by its safetensors code (``"F32"``, ``"BF16"``, ...). numpy has no bfloat16 and no float8: their
+bits are held in ``uint16`` and ``uint8``. :class:`Stored` keeps code and bits together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from paring.errors import BadValueError, UnsupportedError
+
+Array = npt.NDArray[Any]
+
+#: safetensors code -> numpy dtype that holds its bits, little endian
+STORAGE: dict[str, np.dtype[Any]] = {
+    code: np.dtype(kind)
+    for code, kind in {
+        "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
+        "F8_E4M3": "u1", "F8_E5M2": "u1", "F8_E8M0": "u1",
+        "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+        "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1",
+        "BOOL": "?", "C64": "<c8",
+    }.items()
+}  # fmt: skip
+#: the dtypes that paring computes with; the rest is carried unchanged
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes an element of the safetensors dtype ``dtype`` takes."""
+    return STORAGE[dtype].itemsize
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stored:
+    """A tensor as stored: ``data`` is C-contiguous, of dtype ``STORAGE[dtype]`` and of shape ``shape``."""
+
+    dtype: str
+    data: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.data.shape)
+
+    @property
+    def numel(self) -> int:
+        return int(self.data.size)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.data.nbytes)
+
+    def tobytes(self) -> bytes:
+        return self.data.tobytes()
+
+    def f32(self) -> npt.NDArray[np.float32]:
+        """The values in fp32 (fp64 is rounded to nearest even). Raises UnsupportedError for other kinds."""
+        if self.dtype == "BF16":
+            return (self.data.astype(np.uint32) << 16).view(np.float32)
+        if self.dtype in FLOATS:
+            with np.errstate(over="ignore"):
+                return self.data.astype(np.float32)
+        raise UnsupportedError(f"tensors of dtype {self.dtype} hold no floating-point values to work on")
+
+
+def from_bytes(dtype: str, shape: Sequence[int], raw: bytes | memoryview | Array) -> Stored:
+    """View ``raw`` (exactly ``prod(shape) * itemsize`` bytes) as a tensor; no copy where alignment allows."""
+    flat = np.frombuffer(raw, dtype=np.uint8)
+    data = flat.view(STORAGE[dtype]) if flat.ctypes.data % itemsize(dtype) == 0 else flat.copy().view(STORAGE[dtype])
+    return Stored(dtype, data.reshape(tuple(shape)))
+
+
+def from_f32(values: Array, dtype: str, name: str = "a tensor") -> Stored:
+    """Round fp32 or fp64 ``values`` once, to nearest even, to ``dtype``.
+
+    Raises BadValueError when a finite value overflows to infinity (fp16 ends at 65504), UnsupportedError for
+    a dtype that is not floating point.
+    """
+    if dtype == "BF16":
+        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+        rounded = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1)))) >> np.uint32(16)
+        out = Stored(dtype, rounded.astype(np.uint16))
+        finite = bool(((out.data & 0x7F80) != 0x7F80).all())
+    elif dtype in FLOATS:
+        with np.errstate(over="ignore"):
+            out = Stored(dtype, np.ascontiguousarray(values, dtype=STORAGE[dtype]))
+        finite = bool(np.isfinite(out.data).all())
+    else:
+        raise UnsupportedError(f"{name}: cannot write floating-point values as {dtype}")
+    if not finite and bool(np.isfinite(values).all()):
+        raise BadValueError(f"{name}: a value is too large for {dtype}; ask for a wider --dtype")
+    return out
+
+
+def numel(shape: Sequence[int]) -> int:
+    """Number of elements of ``shape``; 1 for a scalar, 0 when an axis is empty."""
+    return math.prod(shape)
+
+
+def first_nonfinite(stored: Stored) -> int | None:
+    """Flat index of the first NaN or infinity, or None. Integer and boolean tensors have none."""
+    if stored.dtype == "BF16":
+        bad = (stored.data & 0x7F80) == 0x7F80
+    elif stored.dtype in FLOATS:
+        bad = ~np.isfinite(stored.data)
+    else:
+        return None
+    flat = bad.reshape(-1)
+    return int(flat.argmax()) if flat.any() else None

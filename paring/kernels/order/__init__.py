@@ -1,0 +1,48 @@
+"""Exact order statistics of magnitudes by histograms that can be merged.
+
+The magnitude bits of an fp32 number order as the number does. ``high`` counts the upper 16 of the 31 bits
+(65,536 buckets), ``low`` the other 15 within one bucket (32,768): two passes over any number of chunks, in any
+order, find any order statistic exactly. Values must be finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import numpy as np
+import numpy.typing as npt
+
+Counts = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+
+HIGH = 65_536
+LOW = 32_768
+
+
+def _cpu() -> ModuleType:
+    from paring.kernels.order import cpu
+
+    return cpu
+
+
+def high(values: F32) -> Counts:
+    """Counts ``(65536,)`` of the upper 16 magnitude bits of ``values (n,)``."""
+    counts: Counts = _cpu().high(values)
+    return counts
+
+
+def low(values: F32, bucket: int) -> Counts:
+    """Counts ``(32768,)`` of the lower 15 magnitude bits of those ``values (n,)`` that fall in ``bucket``."""
+    counts: Counts = _cpu().low(values, bucket)
+    return counts
+
+
+def kth_largest(high_counts: Counts, refine: Callable[[int], Counts], k: int) -> np.float32:
+    """The k-th largest magnitude (k from 1), given all high counts and ``refine(bucket)`` for the low ones."""
+    above = np.cumsum(high_counts[::-1])
+    bucket = HIGH - 1 - int(np.searchsorted(above, k))
+    rest = k - int(above[HIGH - 1 - bucket] - high_counts[bucket])
+    within = np.cumsum(refine(bucket)[::-1])
+    bits = (bucket << 15) | (LOW - 1 - int(np.searchsorted(within, rest)))
+    return np.uint32(bits).view(np.float32)

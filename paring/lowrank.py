@@ -1,0 +1,61 @@
+"""The algebra of ``delta = B @ A`` without ever forming the dense product.
+
+``A`` is ``(r, in)``, ``B`` is ``(out, r)``; everything costs ``O((in + out) r^2)`` and accumulates in fp64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.floating[Any]]
+F64 = npt.NDArray[np.float64]
+
+
+def inner(A1: Floats, B1: Floats, A2: Floats, B2: Floats) -> float:
+    """``<B1 @ A1, B2 @ A2>``, the sum of products of entries. Ranks may differ; ``in`` and ``out`` agree."""
+    left = B1.T.astype(np.float64) @ B2.astype(np.float64)
+    right = A1.astype(np.float64) @ A2.T.astype(np.float64)
+    return float((left * right).sum())
+
+
+def energy(A: Floats, B: Floats) -> float:
+    """``||B @ A||_F^2``."""
+    return max(inner(A, B, A, B), 0.0)
+
+
+def distance(A1: Floats, B1: Floats, A2: Floats, B2: Floats) -> float:
+    """``||B1 @ A1 - B2 @ A2||_F^2``, by QR of the stacked factors (no cancellation for near-equal products)."""
+    left = np.concatenate([B1, -np.asarray(B2)], axis=1, dtype=np.float64)  # (out, r1 + r2)
+    right = np.concatenate([A1, A2], axis=0, dtype=np.float64)  # (r1 + r2, in)
+    core = np.linalg.qr(left, mode="r") @ np.linalg.qr(right.T, mode="r").T
+    return float((core * core).sum())
+
+
+def svd(A: Floats, B: Floats) -> tuple[F64, F64, F64]:
+    """Thin SVD ``B @ A = U @ diag(s) @ V``: U ``(out, k)``, s ``(k,)`` descending, V ``(k, in)``, k = min(r, in, out).
+
+    Signs are fixed (the entry of largest magnitude in each column of U is positive), so that the result does not
+    depend on the LAPACK build more than by rounding. QR of both factors, SVD of the r x r core.
+    """
+    q_b, r_b = np.linalg.qr(B.astype(np.float64))
+    q_a, r_a = np.linalg.qr(A.T.astype(np.float64))
+    u, s, v = np.linalg.svd(r_b @ r_a.T)
+    k = len(s)
+    U, V = q_b @ u[:, :k], v[:k] @ q_a.T
+    sign = np.where(np.take_along_axis(U, np.abs(U).argmax(axis=0)[None], axis=0)[0] < 0, -1.0, 1.0)
+    return U * sign, s, V * sign[:, None]
+
+
+def balanced(A: Floats, B: Floats) -> tuple[F64, F64]:
+    """The same product in its balanced gauge: ``A' = sqrt(s) V``, ``B' = U sqrt(s)``, shapes kept.
+
+    Rank vectors come in order of falling singular value; when ``r > min(in, out)`` the last ones are zero.
+    """
+    U, s, V = svd(A, B)
+    root = np.sqrt(s)
+    A2, B2 = np.zeros(A.shape), np.zeros(B.shape)
+    A2[: len(s)], B2[:, : len(s)] = root[:, None] * V, U * root
+    return A2, B2
