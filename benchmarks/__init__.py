@@ -1,0 +1,1 @@
+"""Measurements behind the figures in the documentation; run each with ``python -m benchmarks.NAME``."""

@@ -1,0 +1,290 @@
+"""Output that is either whole or absent: every command writes through here.
+
+What is written goes to ``.NAME.<random>.partial`` beside its target, reaches the disk (fsync), and only then
+takes the target's name. Whatever goes wrong before that, an error, Ctrl-C or a killed process, the target is
+as it was.
+
+While it writes, a run holds an advisory lock on ``.NAME.lock``. The kernel frees that lock when the process
+ends, however it ends, so a dead run blocks nobody; and since only the holder may write, the holder clears
+away what dead runs have left. On file systems without locks the run goes on unlocked and clears nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from paring.errors import OutputError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_SEALED = {errno.EROFS, errno.EACCES, errno.EPERM}
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+
+
+@contextmanager
+def atomic_file(path: str | Path, overwrite: bool = False) -> Iterator[BinaryIO]:
+    """Write the file ``path`` whole or not at all: yields a binary file to write, seek and read.
+
+    Missing parent folders are made. Without ``overwrite`` no existing file is replaced, not even one that
+    appears while this one is written. Permissions follow the umask. Raises OutputError; errors of the body
+    pass through, but for those that say that the disk is full.
+    """
+    path = _target(path)
+    _refuse_existing(path, overwrite, stat.S_ISREG, "a regular file")
+    with _reserved(path) as partial:
+        with _reporting(path):
+            file = cast(BinaryIO, os.fdopen(os.open(partial, _CREATE, 0o666), "w+b"))
+        try:
+            with _reporting(path, only=_FULL):
+                yield file
+            with _reporting(path):
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+                _publish_file(partial, path, overwrite)
+        finally:
+            with suppress(OSError):  # a full disk fails the last flush once more
+                file.close()
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Write the folder ``path`` whole or not at all: yields an empty folder beside it to fill.
+
+    A folder that exists and holds anything is refused, or with ``overwrite`` replaced as a whole: it is moved
+    aside, moved back if the new one cannot take its place, and removed once that has. Raises OutputError.
+    """
+    path = _target(path)
+    if not _is_empty_folder(path):
+        _refuse_existing(path, overwrite, stat.S_ISDIR, "a folder")
+        _refuse_home(path)
+    with _reserved(path) as partial:
+        with _reporting(path):
+            partial.mkdir()
+        try:
+            with _reporting(path, only=_FULL):
+                yield partial
+            with _reporting(path):
+                for folder, _, names in os.walk(partial, topdown=False):
+                    for name in names:
+                        _sync(Path(folder, name))
+                    _sync(Path(folder))
+                _publish_folder(partial, path, overwrite)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_same_file(output: str | Path, inputs: Iterable[str | Path]) -> None:
+    """Raise OutputError when ``output`` is one of ``inputs`` under any name, or a folder that holds one.
+
+    A folder among ``inputs`` does not stand for the files in it: pass those as well (``Checkpoint.files``).
+    """
+    output = Path(output)
+    if not output.exists():
+        return
+    for source in map(Path, inputs):
+        if not source.exists():
+            continue
+        if output.samefile(source):
+            raise OutputError(f"{output} is an input, and inputs are never changed: choose another -o")
+        if output.is_dir() and output.resolve() in source.resolve().parents:
+            raise OutputError(f"{output} holds the input {source}: choose another -o")
+
+
+def check_room(path: str | Path, nbytes: int) -> None:
+    """Raise OutputError when the file system that ``path`` will be on has less than ``nbytes`` bytes free."""
+    here = next((folder for folder in _target(path).parents if folder.exists()), None)
+    try:
+        room = shutil.disk_usage(here or ".")
+    except OSError:
+        return  # a file system that cannot tell is not refused
+    if room.total and room.free < nbytes:
+        raise OutputError(f"no room for {path}: it needs {nbytes} bytes, {room.free} are free in {here}")
+
+
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+def _target(path: str | Path) -> Path:
+    """``path`` made absolute, so that a change of the working folder does not move it."""
+    if "\0" in str(path) or not Path(path).name or Path(path).name == "..":
+        raise OutputError(f"{str(path)!r} cannot be an output: give the name of a new file or folder")
+    return Path.cwd() / path
+
+
+def _refuse_existing(path: Path, overwrite: bool, fits: Callable[[int], bool], kind: str) -> None:
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = None
+    except OSError as error:
+        raise _output_error(error, path) from error
+    if mode is not None and not fits(mode):  # never replace a device, or a folder by a file
+        raise OutputError(f"{path} exists and is not {kind}: choose another -o")
+    if not overwrite and os.path.lexists(path):
+        raise OutputError(f"{path} exists: add --overwrite or choose another -o")
+
+
+def _is_empty_folder(path: Path) -> bool:
+    try:
+        return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+    except OSError:
+        return False
+
+
+def _refuse_home(path: Path) -> None:
+    """Replacing a folder removes it: never the one the user stands in or lives in."""
+    here = path.resolve()
+    for kept in (Path.cwd(), Path.home()):
+        if here == kept.resolve() or here in kept.resolve().parents:
+            raise OutputError(f"{path} holds {kept}, which is never replaced: choose another -o")
+
+
+@contextmanager
+def _reserved(path: Path) -> Iterator[Path]:
+    """Hold the lock on ``path``; yields the name of a partial beside it. Makes missing parents."""
+    with _reporting(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f".{path.name}.lock")
+        held = _lock(lock, path)
+        if held is not None:
+            _clear_dead(path)
+    try:
+        yield path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    finally:
+        if held is not None:
+            with suppress(OSError):
+                lock.unlink()  # while held: whoever opened it meanwhile finds it gone, and opens another
+            os.close(held)
+
+
+if sys.platform == "win32":
+
+    def _lock(lock: Path, path: Path) -> int | None:
+        return None
+
+    def _sync(path: Path) -> None:
+        pass
+
+else:
+    import fcntl
+
+    def _lock(lock: Path, path: Path) -> int | None:
+        """An open, locked file; None where the file system has no locks. OutputError when it is taken."""
+        while True:
+            held = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if lock.exists() and os.path.samestat(os.fstat(held), lock.stat()):
+                    return held
+                os.close(held)  # its last holder removed it between our open and our lock
+            except FileNotFoundError:
+                os.close(held)
+            except BlockingIOError:
+                os.close(held)
+                raise OutputError(
+                    f"another run is writing {path}: wait for it or choose another -o"
+                ) from None
+            except OSError:
+                os.close(held)
+                lock.unlink(missing_ok=True)
+                return None
+
+    def _sync(path: Path) -> None:
+        """Make the file or folder ``path`` durable; file systems that cannot sync a folder are not blamed."""
+        if path.is_symlink():
+            return
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def _clear_dead(path: Path) -> None:
+    """Remove what killed runs left of ``path``, and put back a folder that one had just moved aside."""
+    left = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{16}\.(partial|old)")
+    for found in sorted(path.parent.iterdir()):
+        match = left.fullmatch(found.name)
+        if match is None:
+            continue
+        if match[1] == "old" and not os.path.lexists(path):
+            found.rename(path)
+        elif found.is_dir() and not found.is_symlink():
+            shutil.rmtree(found)
+        else:
+            found.unlink(missing_ok=True)
+
+
+def _publish_file(partial: Path, path: Path, overwrite: bool) -> None:
+    if overwrite:
+        partial.replace(path)
+    else:
+        try:
+            os.link(partial, path)  # unlike a rename, a link never replaces
+        except FileExistsError:
+            raise OutputError(f"{path} appeared while it was being written: choose another -o") from None
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            _refuse_existing(path, overwrite, stat.S_ISREG, "a regular file")
+            partial.rename(path)
+    _sync(path.parent)
+
+
+def _publish_folder(partial: Path, path: Path, overwrite: bool) -> None:
+    if os.path.lexists(path) and not _is_empty_folder(path):
+        _refuse_existing(path, overwrite, stat.S_ISDIR, "a folder")
+        old = partial.with_suffix(".old")
+        path.rename(old)
+        try:
+            partial.rename(path)
+        except BaseException:
+            old.rename(path)
+            raise
+        _sync(path.parent)
+        if old.is_symlink():
+            old.unlink()
+        else:
+            shutil.rmtree(old, ignore_errors=True)
+    else:
+        if path.exists():
+            path.rmdir()
+        partial.rename(path)
+        _sync(path.parent)
+
+
+@contextmanager
+def _reporting(path: Path, only: set[int] | None = None) -> Iterator[None]:
+    """Turn OSErrors (those numbered in ``only``, when given) into OutputError."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        if only is not None and error.errno not in only:
+            raise
+        raise _output_error(error, path) from error
+
+
+def _output_error(error: OSError, path: Path) -> OutputError:
+    if error.errno in _FULL:
+        return OutputError(f"no room for {path}: the disk, a quota or a limit on file sizes is full")
+    if error.errno in _SEALED:
+        return OutputError(f"cannot write {path}: {path.parent} is read-only, or not yours to write in")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return OutputError(f"cannot write {path}: a part of its path is a file, not a folder")
+    return OutputError(f"cannot write {path}: {error.strerror or error}")

@@ -1,0 +1,252 @@
+"""Checkpoints of every kind, opened lazily: headers are read and checked, tensors are read one by one.
+
+A checkpoint is a ``.safetensors`` file, a file that ``torch.save`` wrote, an index of shards, or a folder
+that holds one of these. :func:`open_checkpoint` finds out which and checks everything that can be known
+without reading a tensor; :meth:`Checkpoint.read` then reads one. Metadata is shown as stored: names that
+``save_model`` left out as aliases (``{"b.weight": "a.weight"}``) stay there and are not made into tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from operator import itemgetter
+from pathlib import Path, PurePath
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from paring.dtypes import Stored
+from paring.errors import BadFileError, BadValueError, UnsupportedError
+from paring.safetensors_io import (
+    MAX_HEADER,
+    TensorInfo,
+    raw_bytes,
+    read_contents,
+    read_tensor,
+    write_safetensors,
+)
+from paring.torch_file import SUFFIXES, open_torch_file, read_torch_tensor
+from paring.untrusted import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Checkpoint", "TensorInfo", "digest", "open_checkpoint", "write_safetensors"]
+
+MAX_CONFIG = 16_000_000  # bytes of a JSON file beside a checkpoint
+_INDEX = ".index.json"
+#: what a folder is searched for, in this order, before any single .safetensors file
+_NAMES = (
+    "adapter_model.safetensors",
+    "model.safetensors",
+    "adapter_model.safetensors.index.json",
+    "model.safetensors.index.json",
+)
+_LATER_NAMES = ("adapter_model.bin", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(eq=False)
+class Checkpoint:
+    """An open checkpoint; iterates over the names of its tensors, by file and then by offset.
+
+    ``files`` hold the tensors (not the index), ``nbytes`` is their size as stored. ``metadata`` joins that
+    of all files, the first file's word standing where two differ. ``others`` names what a PyTorch file holds
+    beside tensors; nothing of that is read. Reading is safe from several threads.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    nbytes: int
+    others: tuple[str, ...] = ()
+    _states: dict[Path, tuple[int, int]] = field(default_factory=dict, repr=False)
+    _mapped: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+
+    def read(self, name: str) -> Stored:
+        """The tensor ``name``, in memory of its own and read-only.
+
+        Raises KeyError for an unknown name, BadFileError when the file has changed since it was opened.
+        """
+        info = self.tensors[name]
+        if info.file.suffix in SUFFIXES:
+            return read_torch_tensor(info, self._mapped[name], self._states[info.file])
+        return read_tensor(info, self._states[info.file])
+
+    def digest(self) -> str:
+        """:func:`digest` of all tensors, reading one at a time."""
+        return _digest_sorted((name, self.read(name)) for name in sorted(self.tensors))
+
+    def config(self, filename: str) -> dict[str, Any] | None:
+        """The JSON object in ``filename`` beside the tensors (``"adapter_config.json"``), or None.
+
+        Raises BadFileError when it is not sound JSON, gives a key twice or is larger than ``MAX_CONFIG``.
+        """
+        path = (self.path if self.path.is_dir() else self.path.parent) / filename
+        return read_json(path, MAX_CONFIG) if path.exists() else None
+
+    def close(self) -> None:
+        """Let go of mapped files; tensors of PyTorch files can no longer be read."""
+        self._mapped.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open the checkpoint at ``path``: a file, an index of shards, or a folder that holds one.
+
+    In a folder, ``adapter_model.safetensors`` comes first, then ``model.safetensors``, an index of shards,
+    the only ``.safetensors`` file there is, ``adapter_model.bin``, ``pytorch_model.bin``.
+
+    Raises BadFileError for what is missing, damaged or contradicts itself, UnsupportedError for tensors of a
+    kind that paring cannot hold.
+    """
+    path = Path(path)
+    if "\0" in str(path):
+        raise BadFileError(f"{str(path)!r} is not a path")
+    try:
+        file = _find(path) if path.is_dir() else path
+        if not file.exists():
+            raise BadFileError(
+                f"{path} does not exist: expected a checkpoint file, or a folder that holds one"
+            )
+        if not file.is_file():
+            raise BadFileError(f"{file} is not a regular file")
+        opened = _open_index(file) if file.name.endswith(_INDEX) else _open_file(file)
+    except OSError as error:
+        raise BadFileError(f"{path} cannot be read: {error.strerror}") from None
+    opened.path = path
+    return opened
+
+
+def digest(tensors: Iterable[tuple[str, Stored]]) -> str:
+    """The canonical digest of named tensors: 64 hexadecimal digits, whatever files they came in.
+
+    It is the SHA-256 of the tensors' records one after another, in ascending order of the names' UTF-8 bytes.
+    A record is, with every integer an unsigned little-endian one of 64 bits:
+
+    1. the length in bytes of the name, then the name in UTF-8;
+    2. the length in bytes of the dtype, then the dtype's safetensors code in ASCII (``BF16``);
+    3. the number of axes, then the size of each;
+    4. the elements in row-major order, little endian, as a safetensors file stores them.
+
+    All tensors are held at once, to sort them; :meth:`Checkpoint.digest` needs one at a time. Raises
+    BadValueError when a name is given twice.
+    """
+    return _digest_sorted(sorted(tensors, key=itemgetter(0)))
+
+
+def _digest_sorted(tensors: Iterable[tuple[str, Stored]]) -> str:
+    def number(value: int) -> bytes:
+        return value.to_bytes(8, "little")
+
+    state = hashlib.sha256()
+    last = None
+    for name, tensor in tensors:
+        if name == last:
+            raise BadValueError(f"tensor {name!r} is given twice")
+        last = name
+        for text in (name.encode(), tensor.dtype.encode()):
+            state.update(number(len(text)) + text)
+        state.update(b"".join(map(number, (len(tensor.shape), *tensor.shape))))
+        state.update(raw_bytes(tensor))
+    return state.hexdigest()
+
+
+def _find(folder: Path) -> Path:
+    """The file in ``folder`` that stands for its checkpoint."""
+    for name in _NAMES:
+        if (folder / name).exists():
+            return folder / name
+    indexes = sorted(folder.glob("*.safetensors" + _INDEX))
+    for kind in (indexes, sorted(folder.glob("*.safetensors"))):
+        if len(kind) > 1:
+            some = ", ".join(found.name for found in kind[:4])
+            raise BadFileError(f"{folder} holds {len(kind)} checkpoints ({some}): name the one you mean")
+        if kind:
+            return kind[0]
+    for name in _LATER_NAMES:
+        if (folder / name).exists():
+            return folder / name
+    raise BadFileError(
+        f"{folder} holds no checkpoint: looked for {', '.join(_NAMES)}, any one .safetensors file, "
+        f"{', '.join(_LATER_NAMES)}"
+    )
+
+
+def _open_file(file: Path) -> Checkpoint:
+    if file.suffix in SUFFIXES:
+        infos, mapped, others, state = open_torch_file(file)
+        return Checkpoint(file, (file,), infos, {}, state[0], others, {file: state}, mapped)
+    contents = read_contents(file)
+    infos = {info.name: info for info in contents.tensors}
+    return Checkpoint(
+        file, (file,), infos, contents.metadata, contents.state[0], _states={file: contents.state}
+    )
+
+
+def _open_index(index: Path) -> Checkpoint:
+    """Open the shards that ``index`` names; it and they must agree on every tensor."""
+    weight_map = read_json(index, MAX_HEADER).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise BadFileError(f"{index}: weight_map must map the names of tensors to those of files")
+    if not weight_map:
+        raise BadFileError(f"{index}: weight_map names no tensors")
+    shards = {name: _locate_shard(index, name) for name in sorted(set(weight_map.values()))}
+    whole = Checkpoint(index, tuple(shards.values()), {}, {}, 0)
+    for file in shards.values():
+        part = _open_file(file)
+        for name in part:
+            if name in whole.tensors:
+                raise BadFileError(f"{file}: tensor {name!r} is also in {whole.tensors[name].file}")
+            if name not in weight_map:
+                raise BadFileError(f"{file}: tensor {name!r} is not named by {index.name}")
+        whole.tensors.update(part.tensors)
+        whole.metadata = part.metadata | whole.metadata
+        whole.nbytes += part.nbytes
+        whole.others += part.others
+        whole._states.update(part._states)
+        whole._mapped.update(part._mapped)
+    for name, shard in weight_map.items():
+        if name not in whole.tensors or whole.tensors[name].file != shards[shard]:
+            raise BadFileError(
+                f"{shards[shard]}: tensor {name!r} is missing, though {index.name} places it there"
+            )
+    return whole
+
+
+def _locate_shard(index: Path, name: str) -> Path:
+    """The file that ``index`` calls ``name``: below the index's folder, also after links are followed.
+
+    One link out is known and allowed: the Hub's cache keeps ``snapshots/REVISION/FILE`` as links into
+    ``blobs`` of the same repository.
+    """
+    inside = PurePath(name)
+    if not inside.name or inside.is_absolute() or ".." in inside.parts or "\\" in name or "\0" in name:
+        raise BadFileError(f"{index}: weight_map names {name!r}, which is not a file in its folder")
+    file = index.parent / inside
+    if not file.is_file():
+        raise BadFileError(f"{file} is missing, though {index.name} names it: download it again")
+    if file.name.endswith(_INDEX) or file.suffix not in (".safetensors", *SUFFIXES):
+        raise UnsupportedError(f"{index}: weight_map names {name!r}, which is not a kind of checkpoint file")
+    home, real = index.parent.resolve(), file.resolve()
+    roots = [home, *(parent.parent / "blobs" for parent in home.parents if parent.name == "snapshots")]
+    if not any(root in real.parents for root in roots):
+        raise BadFileError(f"{file} is a link that leaves its folder, to {real}: copy the file there")
+    return file
