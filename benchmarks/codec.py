@@ -2,10 +2,11 @@
 
     python -m benchmarks.codec [--size 20000000] [--repeats 7]
 
-Independent trits with random signs, by density. ``size``: payload, all counted, over n (H(k) + k) bits, k as
-drawn. ``decode``: to dense fp16 in warm memory, in 1e9 parameters a second on one thread and two, and as a
-share of the speed at which np.copyto copies the same array onto a warm one. ``encode``: from planes, and from fp32
-through a threshold. ``popcount``: dot product of planes, against BLAS in fp32. Medians of several runs.
+Independent trits with random signs, by density. ``size``: payload, all counted, over n (H(k) + k) bits, k
+as drawn. ``decode``: to dense fp16 in warm memory, in 1e9 parameters a second on one thread and two, and as
+a share of the speed at which np.copyto copies the same array onto a warm one. ``encode``: from planes, and
+from fp32 through a threshold. ``popcount``: dot product of planes, against BLAS in fp32. Medians of several
+runs.
 """
 
 from __future__ import annotations

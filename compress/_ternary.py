@@ -43,10 +43,10 @@ class _Part:
 class _Group:
     """Tensors that share one threshold and one scale, as one vector v of ``n`` values."""
 
-    def __init__(self, parts: Sequence[_Part], threads: int) -> None:
+    def __init__(self, parts: Sequence[_Part], threads: int, device: str) -> None:
         self.parts = parts
         items = [part.item() for part in parts]
-        self._magnitudes = Magnitudes(items, threads=threads)
+        self._magnitudes = Magnitudes(items, threads=threads, device=device)
         self.n, _, self._std = reduce(items, Moments(), threads=threads)
 
     def encode(self, kept: int, alpha: float | Literal["lsq"]) -> Iterable[tuple[str, Ternary]]:
@@ -80,12 +80,13 @@ class Thresholded:
         alpha: float | Literal["lsq"],
         density: float | None,
         threads: int,
+        device: str,
     ) -> None:
         groups: dict[str, list[_Part]] = {}
         for part in _parts(modules, basis):
             key = {"global": "", "factor": part.kind, "tensor": part.name}[scope]
             groups.setdefault(key, []).append(part)
-        self._groups = [_Group(parts, threads) for parts in groups.values()]
+        self._groups = [_Group(parts, threads, device) for parts in groups.values()]
         self._d = sum(group.n for group in self._groups)
         self._alpha, self._density = alpha, density
         self.dials = max(1, int(self._d * _DENSEST))

@@ -34,6 +34,7 @@ PAPER = {"basis": "trained", "scope": "global", "alpha": 1.0}
 def compeft(
     modules: Sequence[Factors],
     threads: int = 1,
+    device: str = "cpu",
     *,
     density: float | None = None,
     basis: Basis = "semidiscrete",
@@ -66,7 +67,7 @@ def compeft(
     if scope != "component":
         if basis == "semidiscrete":
             raise OptionError(f"--basis semidiscrete fits rank vectors one by one: it cannot share a scale by --scope {scope}; choose --basis trained or svd")
-        return _ternary.Thresholded(modules, basis, scope, alpha, density, threads)
+        return _ternary.Thresholded(modules, basis, scope, alpha, density, threads, device)
     if alpha != "lsq":
         raise OptionError(f"--scope component takes least-squares scales: --alpha {alpha} needs --scope global, factor or tensor")
     return _ternary.Fitted(modules, basis, sweeps, density, threads)

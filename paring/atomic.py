@@ -32,7 +32,8 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 @contextmanager
 def atomic_file(path: str | Path, overwrite: bool = False) -> Iterator[BinaryIO]:
-    """Write the file ``path`` whole or not at all: yields a binary file to write, seek and read.
+    """Write the file ``path`` whole or not at all: yields a binary file to write, seek and read; its ``name`` is the
+    path under which it can be read again before it takes its place.
 
     Missing parent folders are made. Without ``overwrite`` no existing file is replaced, not even one that
     appears while this one is written. Permissions follow the umask. Raises OutputError; errors of the body
@@ -42,7 +43,7 @@ def atomic_file(path: str | Path, overwrite: bool = False) -> Iterator[BinaryIO]
     _refuse_existing(path, overwrite, stat.S_ISREG, "a regular file")
     with _reserved(path) as partial:
         with _reporting(path):
-            file = cast(BinaryIO, os.fdopen(os.open(partial, _CREATE, 0o666), "w+b"))
+            file = cast(BinaryIO, partial.open("x+b"))
         try:
             with _reporting(path, only=_FULL):
                 yield file
@@ -110,9 +111,6 @@ def check_room(path: str | Path, nbytes: int) -> None:
         return  # a file system that cannot tell is not refused
     if room.total and room.free < nbytes:
         raise OutputError(f"no room for {path}: it needs {nbytes} bytes, {room.free} are free in {here}")
-
-
-_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 def _target(path: str | Path) -> Path:

@@ -84,13 +84,13 @@ def from_f32(values: Array, dtype: str, name: str = "a tensor") -> Stored:
     a dtype that is not floating point.
     """
     if dtype == "BF16":
-        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+        bits = np.asarray(values, np.float32, order="C").view(np.uint32)
         rounded = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1)))) >> np.uint32(16)
         out = Stored(dtype, rounded.astype(np.uint16))
         finite = bool(((out.data & 0x7F80) != 0x7F80).all())
     elif dtype in FLOATS:
         with np.errstate(over="ignore"):
-            out = Stored(dtype, np.ascontiguousarray(values, dtype=STORAGE[dtype]))
+            out = Stored(dtype, np.asarray(values, STORAGE[dtype], order="C"))
         finite = bool(np.isfinite(out.data).all())
     else:
         raise UnsupportedError(f"{name}: cannot write floating-point values as {dtype}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -122,6 +122,7 @@ def write_safetensors(
     *,
     layout: Iterable[tuple[str, str, Sequence[int]]] | None = None,
     overwrite: bool = False,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write ``tensors`` to the safetensors file ``path``, whole or not at all.
 
@@ -129,6 +130,7 @@ def write_safetensors(
     each tensor at its place as it comes, in any order, one in memory at a time. Without it all are held at
     once. As the reference library does, the file has wide dtypes first, then names in order, so that every
     tensor is aligned; the same tensors and metadata give the same bytes in whatever order they come.
+    ``check`` is called with the complete file before it takes its place, and may refuse it by raising.
 
     Raises OutputError, BadValueError when the tensors are not those of ``layout``, UnsupportedError for a
     dtype that has no place in the container.
@@ -148,6 +150,14 @@ def write_safetensors(
             _write_tensor(file, place, tensor)
         if places:
             raise BadValueError(f"{path}: tensor {next(iter(places))!r} was announced but never written")
+        if check is not None:
+            file.flush()
+            check(Path(file.name))
+
+
+def header_bytes(layout: Iterable[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str]) -> int:
+    """The bytes that :func:`write_safetensors` puts before the tensors' own."""
+    return len(_plan_file(Path(), layout, metadata)[0])
 
 
 def _read_header(file: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], int]:

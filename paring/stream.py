@@ -140,11 +140,16 @@ class _Counts:
 
 
 class Magnitudes:
-    """Exact order statistics of ``|x|`` over many tensors: one pass at first, then one for each rank asked."""
+    """Exact order statistics of ``|x|`` over many tensors: one pass at first, then one for each rank asked.
 
-    def __init__(self, items: Sequence[Item], *, threads: int = 1, memory: int = 1 << 30) -> None:
-        self._items, self._threads, self._memory = items, threads, memory
-        self._high = self._run(_Counts(order.HIGH, order.high))
+    ``device`` (``"cpu"`` or a torch device) is where chunks are counted; counts do not depend on it.
+    """
+
+    def __init__(
+        self, items: Sequence[Item], *, threads: int = 1, memory: int = 1 << 30, device: str = "cpu"
+    ) -> None:
+        self._items, self._threads, self._memory, self._device = items, threads, memory, device
+        self._high = self._run(_Counts(order.HIGH, lambda x: order.high(x, device)))
 
     def _run(self, counts: _Counts) -> order.Counts:
         return reduce(self._items, counts, threads=self._threads, memory=self._memory)
@@ -158,4 +163,8 @@ class Magnitudes:
         """The k-th largest magnitude, ``1 <= k <= n``, exactly, however many are tied."""
         if not 1 <= k <= self.n:
             raise ValueError(f"k = {k} is outside 1..{self.n}")
-        return order.kth_largest(self._high, lambda b: self._run(_Counts(order.LOW, lambda x: order.low(x, b))), k)
+
+        def refine(bucket: int) -> order.Counts:
+            return self._run(_Counts(order.LOW, lambda x: order.low(x, bucket, self._device)))
+
+        return order.kth_largest(self._high, refine, k)

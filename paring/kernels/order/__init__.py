@@ -7,8 +7,8 @@ order, find any order statistic exactly. Values must be finite.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
-from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -20,22 +20,23 @@ HIGH = 65_536
 LOW = 32_768
 
 
-def _cpu() -> ModuleType:
-    from paring.kernels.order import cpu
-
-    return cpu
-
-
-def high(values: F32) -> Counts:
-    """Counts ``(65536,)`` of the upper 16 magnitude bits of ``values (n,)``."""
-    counts: Counts = _cpu().high(values)
+def _run(name: str, device: str, values: F32, *rest: int) -> Counts:
+    module = importlib.import_module(f"paring.kernels.order.{'cpu' if device == 'cpu' else 'gpu'}")
+    if device == "cpu":
+        counts: Counts = getattr(module, name)(values, *rest)
+    else:
+        counts = getattr(module, name)(module.send(values, device), *rest).cpu().numpy()
     return counts
 
 
-def low(values: F32, bucket: int) -> Counts:
+def high(values: F32, device: str = "cpu") -> Counts:
+    """Counts ``(65536,)`` of the upper 16 magnitude bits of ``values (n,)``, made on ``device``."""
+    return _run("high", device, values)
+
+
+def low(values: F32, bucket: int, device: str = "cpu") -> Counts:
     """Counts ``(32768,)`` of the lower 15 magnitude bits of those ``values (n,)`` that fall in ``bucket``."""
-    counts: Counts = _cpu().low(values, bucket)
-    return counts
+    return _run("low", device, values, bucket)
 
 
 def kth_largest(high_counts: Counts, refine: Callable[[int], Counts], k: int) -> np.float32:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from paring.kernels.order import HIGH, LOW
+from paring.kernels.order import F32, HIGH, LOW
+
+
+def send(values: F32, device: str) -> torch.Tensor:
+    """``values (n,)`` on ``device``."""
+    return torch.tensor(values, device=device)
 
 
 def high(values: torch.Tensor) -> torch.Tensor:

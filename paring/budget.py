@@ -1,0 +1,127 @@
+"""Budgets: how small, or how near. Stated in one of three ways, solved on a family's dial.
+
+A size budget wants the least loss that fits; a loss budget wants the smallest size that is good enough. Sizes are
+those of the whole file, found by encoding it; losses are measured on the values that a reader will decode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from paring.errors import BudgetError, OptionError
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Exactly one of: ``ratio`` (source bytes as stored over packed bytes), ``error`` (relative), ``bits_per_param``.
+
+    None of them means ``ratio_fp16`` 16.
+    """
+
+    ratio: float | None = None
+    error: float | None = None
+    bits_per_param: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in self.recipe().items() if value is not None}
+        if len(given) > 1:
+            flags = " and ".join("--" + name.replace("_", "-") for name in given)
+            raise OptionError(f"{flags} state the budget in different ways: give one of them")
+        for name, value in given.items():
+            flag = "--" + name.replace("_", "-")
+            if not 0 < value < float("inf"):
+                raise OptionError(f"{flag} {value:g}: must be a positive number")
+            if name == "error" and value >= 1:
+                raise OptionError(f"--error {value:g}: a relative error lies between 0 and 1 (1 loses everything)")
+
+    def recipe(self) -> dict[str, float | None]:
+        """The three fields by name."""
+        return {"ratio": self.ratio, "error": self.error, "bits_per_param": self.bits_per_param}
+
+    def most_bytes(self, source_bytes: int, elements: int) -> int | None:
+        """The largest file that meets a size budget; None when the budget is an error."""
+        if self.error is not None:
+            return None
+        if self.ratio is not None:
+            return int(source_bytes / self.ratio)
+        return int(elements * (self.bits_per_param if self.bits_per_param is not None else 1.0) / 8)
+
+    def __str__(self) -> str:
+        for name, value in self.recipe().items():
+            if value is not None:
+                return f"--{name.replace('_', '-')} {value:g}"
+        return "the default budget (16 times smaller than fp16)"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One dial tried: the ``result`` of encoding it, the bytes of the whole file and the total relative error."""
+
+    dial: int
+    nbytes: int
+    error: float
+    result: Any
+
+
+def for_size(trial: Callable[[int], Trial], dials: int, most_bytes: int) -> Trial | None:
+    """The trial of least error within ``most_bytes``; None when even the lowest dial is larger.
+
+    Size grows with the dial: the largest dial that fits is found exactly. Loss nearly always falls with the dial;
+    where it rises again before that dial, its minimum is taken.
+    """
+    top = _largest(trial, dials, lambda tried: tried.nbytes <= most_bytes)
+    if top is None:
+        return None
+    return _least_loss(trial, top.dial)
+
+
+def for_error(trial: Callable[[int], Trial], dials: int, error: float) -> Trial | None:
+    """The smallest trial with at most ``error``; None when no dial is good enough."""
+    best = _least_loss(trial, dials - 1)
+    if best.error > error:
+        return None
+    worse = _largest(trial, best.dial + 1, lambda tried: tried.error > error)
+    return trial(worse.dial + 1) if worse else trial(0)
+
+
+def refuse(budget: Budget, best: Trial, source_bytes: int, elements: int, blocked: str) -> BudgetError:
+    """The error that says why ``budget`` cannot be met and what can; ``blocked`` names what stands in the way."""
+    can = {
+        "ratio": f"--ratio {_down(source_bytes / best.nbytes):g}",
+        "error": f"--error {_up(best.error):g}",
+        "bits_per_param": f"--bits-per-param {_up(8 * best.nbytes / elements):g}",
+    }
+    kind = next((name for name, value in budget.recipe().items() if value is not None), "bits_per_param")
+    return BudgetError(f"{budget} cannot be met{blocked}; the best that can be had is {can[kind]}")
+
+
+def _down(x: float) -> float:
+    return int(x * 100) / 100
+
+
+def _up(x: float) -> float:
+    return -(-x * 10_000 // 1) / 10_000
+
+
+def _largest(trial: Callable[[int], Trial], dials: int, holds: Callable[[Trial], bool]) -> Trial | None:
+    """The trial of the largest dial for which ``holds``, which holds up to some dial and not beyond."""
+    if not holds(trial(0)):
+        return None
+    low, high = 0, dials - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(trial(middle)) else (low, middle - 1)
+    return trial(low)
+
+
+def _least_loss(trial: Callable[[int], Trial], top: int) -> Trial:
+    """The trial of least error up to dial ``top``: that one, unless error has begun to rise there."""
+    low, high = 0, top
+    if trial(top).error <= trial(max(0, top - max(1, top // 64))).error:
+        return trial(top)
+    while high - low > max(2, top // 256):  # golden enough: the minimum is flat
+        a, b = low + (high - low) // 3, high - (high - low) // 3
+        low, high = (low, b) if trial(a).error <= trial(b).error else (a, high)
+    return min((trial(dial) for dial in {low, (low + high) // 2, high, top}), key=lambda tried: tried.error)

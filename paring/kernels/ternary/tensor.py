@@ -1,0 +1,87 @@
+"""Ternary tensors: planes and scales by segment, from and to dense arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from paring.dtypes import numel
+from paring.errors import BadValueError
+from paring.kernels import ternary as kernels
+from paring.kernels.ternary.reference import Bytes
+
+Layout = Literal["whole", "rows", "columns"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+
+
+@dataclass(frozen=True, eq=False)
+class Ternary:
+    """A tensor of ``shape`` whose segments each have one fp32 scale and share two bit planes.
+
+    ``layout`` says what a segment is: the whole tensor in C order, a row (axis 0), or a column of the tensor
+    seen as (shape[0], -1). ``mask`` and ``sign`` (symbols,), uint8, hold segment after segment, each from a
+    byte boundary on, padded with zeros; ``scale`` (segments,) is float32.
+    """
+
+    shape: tuple[int, ...]
+    layout: Layout
+    mask: Bytes
+    sign: Bytes
+    scale: npt.NDArray[np.float32]
+
+
+def segments(shape: Sequence[int], layout: Layout) -> tuple[int, int]:
+    """How many segments, and how many entries each. Raises BadValueError for the rows of a scalar."""
+    if layout == "whole":
+        return 1, numel(shape)
+    if not shape:
+        raise BadValueError(f"a scalar has no {layout}")
+    rows, columns = shape[0], numel(shape[1:])
+    return (rows, columns) if layout == "rows" else (columns, rows)
+
+
+def from_trits(trits: npt.NDArray[np.int8], scale: npt.ArrayLike, layout: Layout = "whole") -> Ternary:
+    """Planes of ``trits`` (any shape), int8 in -1, 0, +1; ``scale`` (segments,), or one for all."""
+    return _from_bits(trits != 0, trits < 0, scale, layout)
+
+
+def from_floats(
+    x: npt.NDArray[np.float32], t: float, scale: npt.ArrayLike, layout: Layout = "whole"
+) -> Ternary:
+    """Signs of the entries of ``x`` (any shape), fp32, with ``|x| >= t`` (in fp32); the others are zero."""
+    count, n = segments(x.shape, layout)
+    if layout == "columns" or (n % 8 and count > 1):
+        keep = np.abs(x) >= np.float32(t)
+        return _from_bits(keep, keep & (x < 0), scale, layout)
+    mask, sign = kernels.threshold(np.ascontiguousarray(x).reshape(-1), t)
+    return Ternary(x.shape, layout, mask, sign, _scales(scale, count))
+
+
+def to_trits(item: Ternary) -> npt.NDArray[np.int8]:
+    """The trits of ``item``, int8, in its shape."""
+    count, n = segments(item.shape, item.layout)
+    mask, sign = (
+        np.unpackbits(plane.reshape(count, -(-n // 8)), 1, n, "little").astype(np.int8)
+        for plane in (item.mask, item.sign)
+    )
+    trits = mask - 2 * sign
+    return np.ascontiguousarray(trits.T if item.layout == "columns" else trits).reshape(item.shape)
+
+
+def _from_bits(
+    mask: npt.NDArray[Any], sign: npt.NDArray[Any], scale: npt.ArrayLike, layout: Layout
+) -> Ternary:
+    count, n = segments(mask.shape, layout)
+    byte_planes = []
+    for bits in (mask, sign):
+        rows = bits.reshape(n, count).T if layout == "columns" else bits.reshape(count, n)
+        byte_planes.append(np.packbits(rows, 1, "little").reshape(-1))
+    return Ternary(mask.shape, layout, byte_planes[0], byte_planes[1], _scales(scale, count))
+
+
+def _scales(scale: npt.ArrayLike, count: int) -> npt.NDArray[np.float32]:
+    return np.ascontiguousarray(np.broadcast_to(np.asarray(scale, np.float32), (count,)))

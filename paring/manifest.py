@@ -1,0 +1,79 @@
+"""The manifest of a packed file: one JSON object, deflated with a preset dictionary, behind its CRC-32.
+
+On a small adapter names and configuration would outweigh the weights. The dictionary below holds what most of them
+have in common, so that what is left is what sets this adapter apart. It is part of format version 1 and may never
+change: a new one needs a new format version.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import Any
+
+from paring.errors import BadFileError
+from paring.untrusted import parse_json
+
+MAX_MANIFEST = 100_000_000  # bytes, inflated
+
+_MODULES = (
+    "base_model.model.model.layers.10.self_attn.q_proj.lora_A.weight k_proj v_proj o_proj.lora_B.weight "
+    "mlp.gate_proj up_proj down_proj transformer.h.0.attn.c_attn c_proj mlp.c_fc distilbert.transformer.layer.0."
+    "attention.q_lin v_lin pre_classifier.weight classifier.bias score roberta.encoder.layer. bert.encoder.layer. "
+    "decoder.layers.0.encoder_attn.q_proj unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q to_k to_v "
+    "to_out.0 ff.net.0.proj up_blocks mid_block text_encoder.text_model.encoder.layers.0. lora_unet_ lora_te_ "
+    ".lora_down.weight .lora_up.weight .alpha processor.to_k_lora.down.weight lora.up.weight "
+    '"base_model.model.encoder.layer.0.intermediate.dense.lora_A.weight",'
+    '"base_model.model.encoder.layer.0.intermediate.dense.lora_B.weight",'
+    '"base_model.model.encoder.layer.0.output.dense.lora_A.weight",'
+    '"base_model.model.encoder.layer.0.output.dense.lora_B.weight",'
+    '"base_model.model.encoder.layer.0.attention.self.query.lora_A.weight",'
+    '"base_model.model.encoder.layer.0.attention.self.query.lora_B.weight",'
+    '"base_model.model.encoder.layer.0.attention.self.value.lora_A.weight",'
+    '"base_model.model.encoder.layer.0.attention.self.value.lora_B.weight",'
+)
+_CONFIG = (
+    '{"config":{"alora_invocation_tokens":null,"alpha_pattern":{},"arrow_config":null,"auto_mapping":null,'
+    '"base_model_name_or_path":"meta-llama/Llama-2-7b-hf","bias":"none","corda_config":null,'
+    '"ensure_weight_tying":false,"eva_config":null,"exclude_modules":null,"fan_in_fan_out":false,'
+    '"inference_mode":true,"init_lora_weights":true,"kasa_config":null,"layer_replication":null,'
+    '"layers_pattern":null,"layers_to_transform":null,"loftq_config":{},"lora_alpha":16,"lora_bias":false,'
+    '"lora_dropout":0.05,"lora_ga_config":null,"megatron_config":null,"megatron_core":"megatron.core",'
+    '"modules_to_save":null,"monteclora_config":null,"peft_type":"LORA","peft_version":"0.21.2",'
+    '"qalora_group_size":16,"r":8,"rank_pattern":{},"revision":null,"target_modules":["q_proj","k_proj","v_proj",'
+    '"o_proj","gate_proj","up_proj","down_proj"],"target_parameters":null,"task_type":"CAUSAL_LM",'
+    '"trainable_token_indices":null,"use_bdlora":null,"use_dora":false,"use_qalora":false,"use_rslora":false,'
+    '"velora_config":null},'
+)
+_FRAME = (
+    '"dialect":"peft","dropped":[],"error":0.5,"metadata":{"format":"pt"},"method":"compeft","modules":{"error":['
+    '],"nonzero":[],"names":[],"payloads":[["pack","ternary",1,["carried","bytes",1,'
+    '"recipe":{"alpha":"lsq","basis":"semidiscrete","bits_per_param":null,"carry":"lossless","density":null,'
+    '"error":null,"ratio":20.0,"scope":"component","sweeps":8},"source":{"bytes":'
+    ',"name":"adapter_model.safetensors","sha256":"'
+    '"},"specs":[["F32",[8,4096]],["F16",[4096,8]],["BF16",[16,1024]]],"tensors":[0,1,0,1,0,1,2,1],'
+    '"tool":"paring 0.1.0"}'
+)
+DICTIONARY = (_MODULES + _CONFIG + _FRAME).encode()
+
+
+def dump(manifest: dict[str, Any]) -> bytes:
+    """CRC-32 of the deflated JSON (uint32, little endian), then the deflated JSON; keys sorted, no spaces."""
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=DICTIONARY)
+    body = deflate.compress(text) + deflate.flush()
+    return zlib.crc32(body).to_bytes(4, "little") + body
+
+
+def load(raw: bytes, where: str) -> dict[str, Any]:
+    """The manifest in ``raw``. Raises BadFileError for damage, naming ``where``."""
+    if len(raw) < 4 or zlib.crc32(raw[4:]) != int.from_bytes(raw[:4], "little"):
+        raise BadFileError(f"{where}: the manifest is damaged (its checksum differs)")
+    inflate = zlib.decompressobj(-15, zdict=DICTIONARY)
+    try:
+        text = inflate.decompress(raw[4:], MAX_MANIFEST)
+    except zlib.error:
+        raise BadFileError(f"{where}: the manifest cannot be inflated") from None
+    if not inflate.eof:
+        raise BadFileError(f"{where}: the manifest is cut short or larger than {MAX_MANIFEST} bytes")
+    return parse_json(text, f"{where}: the manifest")

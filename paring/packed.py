@@ -1,0 +1,180 @@
+"""Reading packed files: a packed file is a checkpoint whose tensors are decoded as they are read.
+
+The container is an ordinary ``.safetensors`` file, already checked by :mod:`paring.checkpoint`. Its manifest says
+what is in it; each payload carries a CRC-32, checked whenever it is read. An unknown codec refuses only the tensors
+that need it. ``docs/format.md`` is the specification.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from paring import codecs, manifest
+from paring.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from paring.codecs import ternary
+from paring.codecs.ternary import Ternary
+from paring.dtypes import FLOATS, STORAGE, Stored, itemsize, numel
+from paring.errors import BadFileError, UnsupportedError
+from paring.packing import FORMAT, MANIFEST, VERSION, Spec
+from paring.safetensors_io import MAX_AXES
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One payload: its container entry, codec, checksum, bytes, and the tensors in it."""
+
+    entry: str
+    codec: str
+    version: int
+    crc: int
+    nbytes: int
+    specs: tuple[Spec, ...]
+
+
+@dataclass(eq=False)
+class Packed(Checkpoint):
+    """An open packed file. ``tensors`` and ``metadata`` are those of what it decodes to; ``nbytes`` is its own size.
+
+    ``facts`` is the manifest, ``digest_recorded`` the canonical digest of the decoded tensors as written.
+    """
+
+    container: Checkpoint = field(kw_only=True)
+    facts: Mapping[str, Any] = field(kw_only=True)
+    payloads: tuple[Held, ...] = field(kw_only=True)
+    digest_recorded: str = field(kw_only=True)
+    threads: int = 1
+
+    def read(self, name: str) -> Stored:
+        """Decode one tensor, in the dtype of the source. Reads only its payload and decodes only its blocks."""
+        return next(self.read_all([name]))[1]
+
+    def read_all(self, names: list[str] | None = None) -> Iterator[tuple[str, Stored]]:
+        """Decode many tensors, payload by payload.
+
+        Raises BadFileError for damage, naming the payload, and UnsupportedError for a codec of a newer paring.
+        """
+        wanted = set(self.tensors if names is None else names)
+        if unknown := wanted - self.tensors.keys():
+            raise KeyError(min(unknown))
+        for held in self.payloads:
+            select = [i for i, spec in enumerate(held.specs) if spec.name in wanted]
+            if select:
+                codec = self._codec(held)
+                shapes, dtypes = [spec.shape for spec in held.specs], [spec.payload_dtype for spec in held.specs]
+                parts = codec.decode(self.payload(held), shapes, dtypes, select, self.threads)
+                for i, part in zip(select, parts, strict=True):
+                    yield held.specs[i].name, held.specs[i].finish(part)
+
+    def planes(self, name: str) -> Ternary:
+        """One tensor as bit planes and scales, not dequantised. Raises UnsupportedError for other codecs."""
+        held, index = next(
+            (held, i) for held in self.payloads for i, spec in enumerate(held.specs) if spec.name == name
+        )
+        if held.codec != ternary.ID or held.specs[index].ones:
+            raise UnsupportedError(f"{self.path}: {name} is not held as plain ternary planes but as {held.codec}")
+        codec = self._codec(held)
+        found: Ternary = codec.planes(self.payload(held), [spec.shape for spec in held.specs], index)
+        return found
+
+    def config(self, filename: str) -> dict[str, Any] | None:
+        """The adapter's configuration as packed; None for any other file."""
+        found = self.facts.get("config")
+        return dict(found) if filename == "adapter_config.json" and isinstance(found, dict) else None
+
+    def payload(self, held: Held) -> memoryview:
+        """The bytes of a payload. Raises BadFileError when they are not those that were written."""
+        raw = self.container.read(held.entry).data.reshape(-1)
+        if held.nbytes > len(raw) or zlib.crc32(raw[: held.nbytes]) != held.crc:
+            raise BadFileError(
+                f"{self.path}: payload {held.entry!r} is damaged (its checksum differs): get the file again"
+            )
+        return memoryview(np.ascontiguousarray(raw))[: held.nbytes]
+
+    def _codec(self, held: Held) -> ModuleType:
+        codec = codecs.find(held.codec, held.version)
+        if codec is None:
+            raise UnsupportedError(
+                f"{self.path}: tensor {held.specs[0].name} is coded with {held.codec} version {held.version}, "
+                "which this paring does not know: upgrade it"
+            )
+        return codec
+
+
+def open_source(path: str | Path, threads: int = 1) -> Checkpoint:
+    """Open any checkpoint, packed files included. Raises what :func:`open_checkpoint` raises, and BadFileError or
+    UnsupportedError for a packed file that is damaged or newer than this paring.
+    """
+    container = open_checkpoint(path)
+    return open_packed(container, threads) if is_packed(container) else container
+
+
+def is_packed(checkpoint: Checkpoint) -> bool:
+    """Whether this is the container of a packed file."""
+    return checkpoint.metadata.get("format") == FORMAT
+
+
+def open_packed(container: Checkpoint, threads: int = 1) -> Packed:
+    """The packed file in ``container``, with its manifest read and checked."""
+    where = str(container.path)
+    version = container.metadata.get("version")
+    if version != VERSION:
+        raise UnsupportedError(f"{where} is a packed file of format version {version}; this paring reads {VERSION}: upgrade it")
+    if MANIFEST not in container.tensors:
+        raise BadFileError(f"{where} calls itself a packed file but has no manifest")
+    raw = container.read(MANIFEST).data.reshape(-1).tobytes()
+    facts = manifest.load(raw, where)
+    try:
+        tensors, payloads = _contents(container, facts)
+        metadata = {str(k): str(v) for k, v in dict(facts.get("metadata", {})).items()}
+        digest = container.metadata["digest"]
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise BadFileError(f"{where}: the manifest makes no sense ({type(error).__name__}: {error})") from None
+    return Packed(
+        container.path, container.files, tensors, metadata, container.nbytes,
+        container=container, facts=facts, payloads=payloads, digest_recorded=digest, threads=threads,
+    )  # fmt: skip
+
+
+def _contents(container: Checkpoint, facts: Mapping[str, Any]) -> tuple[dict[str, TensorInfo], tuple[Held, ...]]:
+    """The tensors and payloads that a manifest names, checked against each other and the container."""
+    ones = set(facts.get("ones", ()))
+    specs = [
+        _spec(name, facts["specs"][_count(index)], i in ones)
+        for i, (name, index) in enumerate(zip(facts["names"], facts["tensors"], strict=True))
+    ]
+    tensors = {
+        spec.name: TensorInfo(
+            spec.name, spec.dtype, spec.shape, container.files[0], 0, numel(spec.shape) * itemsize(spec.dtype)
+        )
+        for spec in specs
+    }
+    payloads, first = [], 0
+    for entry, codec, version, crc, nbytes, count in facts["payloads"]:
+        if entry not in container.tensors:
+            raise ValueError(f"payload {entry!r} is missing")
+        held = tuple(specs[first : first + _count(count)])
+        payloads.append(Held(str(entry), str(codec), _count(version), _count(crc), _count(nbytes), held))
+        first += count
+    if first != len(specs) or len(tensors) != len(specs):
+        raise ValueError("names, tensors and payloads do not agree")
+    return tensors, tuple(payloads)
+
+
+def _spec(name: object, spec: list[Any], ones: bool) -> Spec:
+    dtype, shape, stored_as = spec[0], tuple(map(_count, spec[1])), spec[2] if len(spec) > 2 else None
+    if not isinstance(name, str) or dtype not in STORAGE or stored_as not in (None, *FLOATS) or len(shape) > MAX_AXES:
+        raise ValueError(f"tensor {name!r} has no sound dtype and shape")
+    return Spec(name, dtype, shape, stored_as, ones)
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a count")
+    return value

@@ -1,0 +1,171 @@
+"""Writing packed files: tensors to payloads, payloads and facts to a file. ``docs/format.md`` is the specification.
+
+Headers would outweigh small tensors, so tensors share payloads: those whose coding takes 64 KiB or more get one
+of their own, named after them; the rest of a codec's tensors are packed together.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paring import codecs, manifest
+from paring.codecs import stored, ternary
+from paring.codecs.ternary import Ternary
+from paring.dtypes import Stored, from_f32, numel
+from paring.safetensors_io import header_bytes, write_safetensors
+
+FORMAT, VERSION = "paring", "1"
+MANIFEST = "manifest"
+OWN_PAYLOAD = 65_536  # bytes from which a tensor gets a payload of its own
+_ALIGN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A tensor as a reader will see it, and how its payload holds it.
+
+    ``stored_as`` is the dtype in the payload where that differs; ``ones`` says that the decoded values are added
+    to one, as for (IA)^3 vectors.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    stored_as: str | None = None
+    ones: bool = False
+
+    @property
+    def payload_dtype(self) -> str:
+        """The dtype that the codec decodes to."""
+        return "F64" if self.ones else self.stored_as or self.dtype
+
+    def finish(self, part: Stored) -> Stored:
+        """What the codec decoded, made the tensor that a reader sees."""
+        if self.ones:
+            return from_f32(part.data + 1.0, self.dtype, self.name)
+        return part if part.dtype == self.dtype else from_f32(part.f32(), self.dtype, self.name)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Payload:
+    """Bytes of one codec that hold the tensors ``specs``, in order. ``entry`` names it in the container."""
+
+    entry: str
+    codec: str
+    version: int
+    data: bytes
+    specs: tuple[Spec, ...]
+
+
+def ternary_payloads(items: Sequence[tuple[Spec, Ternary]]) -> list[Payload]:
+    """Payloads of ternary tensors."""
+    alone, together = [], []
+    for spec, item in items:
+        # no ternary coding takes more than two bits a parameter: smaller tensors cannot reach the limit
+        data = ternary.encode([item]) if numel(spec.shape) >= OWN_PAYLOAD * 4 else b""
+        if len(data) >= OWN_PAYLOAD:
+            alone.append(Payload(spec.name, ternary.ID, ternary.VERSION, data, (spec,)))
+        else:
+            together.append((spec, item))
+    specs = tuple(spec for spec, _ in together)
+    data = ternary.encode([item for _, item in together])
+    pack = [Payload("ternary", ternary.ID, ternary.VERSION, data, specs)] if specs else []
+    return pack + alone
+
+
+def stored_payloads(items: Sequence[tuple[Spec, Stored]]) -> list[Payload]:
+    """Payloads of tensors kept bit for bit."""
+    small = [(spec, item) for spec, item in items if item.nbytes < OWN_PAYLOAD]
+    specs = tuple(spec for spec, _ in small)
+    data = stored.encode([item for _, item in small])
+    pack = [Payload("carried", stored.ID, stored.VERSION, data, specs)] if specs else []
+    alone = [
+        Payload(spec.name, stored.ID, stored.VERSION, stored.encode([item]), (spec,))
+        for spec, item in items
+        if item.nbytes >= OWN_PAYLOAD
+    ]
+    return pack + alone
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """A packed file before it is written: ``facts`` are what the manifest says beside the tensors."""
+
+    payloads: Sequence[Payload]
+    facts: dict[str, Any]
+
+    @cached_property
+    def entries(self) -> list[tuple[str, Stored]]:
+        """The container's entries: the manifest and the payloads, each padded to 8 bytes."""
+        taken = {MANIFEST}
+        named = []
+        for payload in self.payloads:
+            entry = payload.entry
+            while entry in taken:  # a tensor may bear any name
+                entry += "_"
+            taken.add(entry)
+            named.append((entry, payload))
+        table: list[tuple[str, tuple[int, ...], str | None]] = []
+        index = []
+        for spec in (spec for payload in self.payloads for spec in payload.specs):
+            key = (spec.dtype, spec.shape, spec.stored_as)
+            if key not in table:
+                table.append(key)
+            index.append(table.index(key))
+        specs = [spec for payload in self.payloads for spec in payload.specs]
+        told = {
+            **self.facts,
+            "names": [spec.name for spec in specs],
+            "specs": [[dtype, list(shape), *([as_] if as_ else [])] for dtype, shape, as_ in table],
+            "tensors": index,
+            "payloads": [
+                [entry, p.codec, p.version, zlib.crc32(p.data), len(p.data), len(p.specs)] for entry, p in named
+            ],
+        }
+        if ones := [i for i, spec in enumerate(specs) if spec.ones]:
+            told["ones"] = ones
+        blobs = [(MANIFEST, manifest.dump(told)), *((entry, p.data) for entry, p in named)]
+        return [(entry, Stored("U8", np.frombuffer(_padded(data), np.uint8))) for entry, data in blobs]
+
+    @cached_property
+    def nbytes(self) -> int:
+        """The size of the whole file in bytes."""
+        layout = [(entry, blob.dtype, blob.shape) for entry, blob in self.entries]
+        return header_bytes(layout, _metadata("0" * 64)) + sum(blob.nbytes for _, blob in self.entries)
+
+    def decoded(self) -> list[tuple[str, Stored]]:
+        """The tensors as a reader will decode them, in memory."""
+        out = []
+        for payload in self.payloads:
+            codec = codecs.find(payload.codec, payload.version)
+            assert codec is not None, "wrote with a codec that cannot be found"
+            dtypes = [spec.payload_dtype for spec in payload.specs]
+            parts = codec.decode(payload.data, [spec.shape for spec in payload.specs], dtypes)
+            out += [(spec.name, spec.finish(part)) for spec, part in zip(payload.specs, parts, strict=True)]
+        return out
+
+    @property
+    def manifest_bytes(self) -> int:
+        """The size of the manifest's entry."""
+        return self.entries[0][1].nbytes
+
+    def write(self, path: Path, digest: str, check: Callable[[Path], None], *, overwrite: bool = False) -> None:
+        """Write the file, whole or not at all. ``digest`` is the canonical one of the decoded tensors; ``check``
+        reads the complete file again before it takes its place, and refuses it by raising.
+        """
+        write_safetensors(path, self.entries, _metadata(digest), overwrite=overwrite, check=check)
+
+
+def _metadata(digest: str) -> dict[str, str]:
+    return {"format": FORMAT, "version": VERSION, "digest": digest}
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % _ALIGN)

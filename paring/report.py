@@ -1,0 +1,112 @@
+"""What commands found and did: dataclasses in Python, JSON with ``--json``; the command line draws the tables."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleReport:
+    """One module: shape ``(out, in)``; density, coded bits a parameter and relative error where they apply."""
+
+    name: str
+    shape: tuple[int, int]
+    rank: int | None = None
+    density: float | None = None
+    bits: float | None = None
+    error: float | None = None
+    scale: float | None = None
+    scale_source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedReport:
+    """A tensor that was carried rather than compressed, its stored bytes, and why."""
+
+    name: str
+    bytes: int
+    why: str = ""
+
+
+class Jsonable:
+    """``to_json`` of a dataclass: a plain dict without what does not apply."""
+
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = _plain(asdict(self))  # type: ignore[call-overload]
+        return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items() if item is not None and item != ""}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report(Jsonable):
+    """What a command that writes did. Sizes in bytes; ``error`` is the total relative error; see the manual for
+    the definitions of ``ratio`` (as stored) and ``ratio_fp16`` (against 16 bits an element).
+    """
+
+    command: str
+    inputs: list[str]
+    output: str | None = None
+    method: str | None = None
+    recipe: dict[str, Any] | None = None
+    bytes_in: int | None = None
+    bytes_out: int | None = None
+    ratio: float | None = None
+    ratio_fp16: float | None = None
+    bits_per_param: float | None = None
+    error: float | None = None
+    modules: list[ModuleReport] = field(default_factory=list)
+    carried: list[CarriedReport] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    seconds: float | None = None
+    peak_rss_bytes: int | None = None
+    device: str | None = None
+    dry_run: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection(Jsonable):
+    """What is in a file. ``packed`` holds the manifest's facts when it is a packed one."""
+
+    command: str = "inspect"
+    inputs: list[str]
+    kind: str
+    dialect: str
+    base: str | None
+    bytes_in: int
+    elements: int
+    dtypes: dict[str, int]
+    modules: list[ModuleReport]
+    carried: list[CarriedReport]
+    problems: list[str]
+    metadata: dict[str, str]
+    packed: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification(Jsonable):
+    """Checks made on a file: name -> what was found; ``ok`` when none failed."""
+
+    command: str = "verify"
+    inputs: list[str]
+    ok: bool
+    passed: list[str]
+    failed: list[str]
+    error: float | None = None
+    error_recorded: float | None = None
+
+
+def peak_rss_bytes() -> int:
+    """The largest resident set this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
