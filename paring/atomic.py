@@ -102,6 +102,11 @@ def refuse_same_file(output: str | Path, inputs: Iterable[str | Path]) -> None:
             raise OutputError(f"{output} holds the input {source}: choose another -o")
 
 
+def refuse_existing(output: str | Path, overwrite: bool) -> None:
+    """Raise OutputError now for what :func:`atomic_file` would refuse later: an output that exists."""
+    _refuse_existing(_target(Path(output)), overwrite, stat.S_ISREG, "a regular file")
+
+
 def check_room(path: str | Path, nbytes: int) -> None:
     """Raise OutputError when the file system that ``path`` will be on has less than ``nbytes`` bytes free."""
     here = next((folder for folder in _target(path).parents if folder.exists()), None)

@@ -32,7 +32,7 @@ from paring.untrusted import read_json
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Checkpoint", "TensorInfo", "digest", "open_checkpoint", "write_safetensors"]
+__all__ = ["Checkpoint", "TensorInfo", "digest", "digest_sorted", "open_checkpoint", "write_safetensors"]
 
 MAX_CONFIG = 16_000_000  # bytes of a JSON file beside a checkpoint
 _INDEX = ".index.json"
@@ -76,7 +76,7 @@ class Checkpoint:
 
     def digest(self) -> str:
         """:func:`digest` of all tensors, reading one at a time."""
-        return _digest_sorted((name, self.read(name)) for name in sorted(self.tensors))
+        return digest_sorted((name, self.read(name)) for name in sorted(self.tensors))
 
     def config(self, filename: str) -> dict[str, Any] | None:
         """The JSON object in ``filename`` beside the tensors (``"adapter_config.json"``), or None.
@@ -149,10 +149,12 @@ def digest(tensors: Iterable[tuple[str, Stored]]) -> str:
     All tensors are held at once, to sort them; :meth:`Checkpoint.digest` needs one at a time. Raises
     BadValueError when a name is given twice.
     """
-    return _digest_sorted(sorted(tensors, key=itemgetter(0)))
+    return digest_sorted(sorted(tensors, key=itemgetter(0)))
 
 
-def _digest_sorted(tensors: Iterable[tuple[str, Stored]]) -> str:
+def digest_sorted(tensors: Iterable[tuple[str, Stored]]) -> str:
+    """:func:`digest` of tensors that come in ascending order of their names, one held at a time."""
+
     def number(value: int) -> bytes:
         return value.to_bytes(8, "little")
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from paring import lowrank
 from paring.codecs.ternary import Ternary, to_trits
-from paring.dtypes import from_f32
+from paring.dtypes import Stored, from_f32
 
 F32 = npt.NDArray[np.float32]
 
@@ -86,24 +86,35 @@ def values(item: Ternary, dtype: str) -> npt.NDArray[np.float64]:
     return trits * wide[0]
 
 
-def decoded(factors: Factors, coded: Coded) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The factors A ``(r, in)`` and B ``(out, r)`` of a module as its coding decodes them, fp64."""
-    A = values(coded.tensors[factors.a], factors.dtypes[0]).reshape(factors.A.shape)
-    if factors.b is None:
-        return A, factors.B.astype(np.float64)
-    return A, values(coded.tensors[factors.b], factors.dtypes[1]).reshape(factors.B.shape)
-
-
 def losses(modules: Sequence[Factors], coded: Coded) -> list[Loss]:
-    """The loss of every module, in order. Costs ``O((in + out) r^2)`` a module, in fp64."""
+    """The loss of every module under a coding, in order. Costs ``O((in + out) r^2)`` a module, in fp64."""
     out = []
     for factors in modules:
-        A, B = decoded(factors, coded)
-        square = factors.scale**2
-        kept = int(np.count_nonzero(A)) + (int(np.count_nonzero(B)) if factors.b else 0)
-        lost = lowrank.distance(factors.A, factors.B, A, B)
-        out.append(Loss(square * lost, square * lowrank.energy(factors.A, factors.B), kept))
+        A, B = coded.tensors[factors.a], factors.B
+        if factors.b:
+            wide_b = values(coded.tensors[factors.b], factors.dtypes[1]).reshape(B.shape)
+            out.append(_loss(factors, values(A, factors.dtypes[0]).reshape(factors.A.shape), wide_b))
+        else:  # 1 + value is what gets rounded to the stored dtype
+            vector = from_f32(values(A, "F64") + 1.0, factors.dtypes[0], factors.a).f32() - np.float32(1)
+            out.append(_loss(factors, vector.reshape(factors.A.shape), B))
     return out
+
+
+def measured(modules: Sequence[Factors], tensors: Mapping[str, Stored]) -> list[Loss]:
+    """The same of decoded tensors, however they were coded."""
+    out = []
+    for factors in modules:
+        A = tensors[factors.a].f32().reshape(factors.A.shape)
+        B = tensors[factors.b].f32().reshape(factors.B.shape) if factors.b else factors.B
+        out.append(_loss(factors, A if factors.b else A - np.float32(1), B))
+    return out
+
+
+def _loss(factors: Factors, A: lowrank.Floats, B: lowrank.Floats) -> Loss:
+    square = factors.scale**2
+    kept = int(np.count_nonzero(A)) + (int(np.count_nonzero(B)) if factors.b else 0)
+    lost = square * lowrank.distance(factors.A, factors.B, A, B)
+    return Loss(lost, square * lowrank.energy(factors.A, factors.B), kept)
 
 
 def total_error(found: Sequence[Loss]) -> float:

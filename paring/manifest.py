@@ -58,10 +58,13 @@ DICTIONARY = (_MODULES + _CONFIG + _FRAME).encode()
 
 
 def dump(manifest: dict[str, Any]) -> bytes:
-    """CRC-32 of the deflated JSON (uint32, little endian), then the deflated JSON; keys sorted, no spaces."""
+    """The deflated JSON (keys sorted, no spaces), padded with zeros so that all is a multiple of 8 bytes, behind its
+    CRC-32 (uint32, little endian).
+    """
     text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=DICTIONARY)
     body = deflate.compress(text) + deflate.flush()
+    body += bytes(-(4 + len(body)) % 8)
     return zlib.crc32(body).to_bytes(4, "little") + body
 
 
@@ -74,6 +77,6 @@ def load(raw: bytes, where: str) -> dict[str, Any]:
         text = inflate.decompress(raw[4:], MAX_MANIFEST)
     except zlib.error:
         raise BadFileError(f"{where}: the manifest cannot be inflated") from None
-    if not inflate.eof:
+    if not inflate.eof or any(inflate.unused_data):
         raise BadFileError(f"{where}: the manifest is cut short or larger than {MAX_MANIFEST} bytes")
     return parse_json(text, f"{where}: the manifest")

@@ -1,0 +1,155 @@
+"""The verbs, for pipelines: what the command line does, as functions that return reports.
+
+    from paring.api import compress, decompress, load
+
+    report = compress("adapter_model.safetensors", ratio=20)
+    print(report.output, report.ratio, report.error)
+    tensors = load(report.output)
+
+All errors raised on purpose are :class:`paring.errors.ParingError`. Nothing here prints.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paring import compressing, decompressing, inspecting
+from paring.budget import Budget
+from paring.dtypes import Stored
+from paring.errors import BadFileError, UnsupportedError
+from paring.packed import open_source
+from paring.plan import plan_compress, thread_count
+from paring.report import Inspection, Report, Verification
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["compress", "decompress", "inspect", "load", "load_into", "verify"]
+
+PathLike = str | os.PathLike[str]
+
+
+def compress(
+    source: PathLike,
+    output: PathLike | None = None,
+    *,
+    ratio: float | None = None,
+    error: float | None = None,
+    bits_per_param: float | None = None,
+    method: str = "compeft",
+    carry: str = "lossless",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+    device: str = "auto",
+    **options: Any,
+) -> Report:
+    """Compress the adapter ``source`` to the packed file ``output`` (``NAME.paring.safetensors`` beside it).
+
+    The budget is one of ``ratio`` (source bytes as stored over packed bytes; met or refused), ``error`` (relative,
+    of the updates, at most) and ``bits_per_param`` (at most); by default 16 times smaller than fp16. ``options``
+    are those of ``method``. ``carry`` says what becomes of tensors that are not factors: ``lossless``, ``fp16`` or
+    ``drop``. The file is read again and measured before it takes its place.
+
+    Raises BudgetError, BadFileError, BadValueError (NaN, infinity), UnsupportedError, OptionError, OutputError.
+    """
+    budget = Budget(ratio, error, bits_per_param)
+    plan = plan_compress(
+        source, output, budget=budget, method=method, options=options, carry=carry, overwrite=overwrite,
+        threads=threads, device=device,
+    )  # fmt: skip
+    with plan.source:
+        return compressing.run(plan, dry_run=dry_run)
+
+
+def decompress(
+    source: PathLike,
+    output: PathLike,
+    *,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    threads: int | None = None,
+) -> Report:
+    """Decode a packed file to ``output``: a file when that ends in .safetensors, else a folder that PEFT loads.
+
+    ``dtype`` (fp64, fp32, fp16, bf16) casts floating-point tensors; by default each keeps the source's. Raises
+    UnsupportedError, BadFileError, BadValueError (overflow), OptionError, OutputError.
+    """
+    return decompressing.run(
+        Path(source), Path(output), dtype=dtype, overwrite=overwrite, threads=thread_count(threads)
+    )
+
+
+def inspect(path: PathLike) -> Inspection:
+    """What is in a file, packed or not. Raises BadFileError, UnsupportedError."""
+    return inspecting.inspect(Path(path))
+
+
+def verify(path: PathLike, source: PathLike | None = None) -> Verification:
+    """Whether a file is sound, and with ``source`` whether it loses what it says. Raises BadFileError."""
+    return inspecting.verify(Path(path), None if source is None else Path(source))
+
+
+class _Tensors(Mapping[str, "torch.Tensor"]):
+    """Lazy tensors of a checkpoint or packed file."""
+
+    def __init__(self, path: PathLike, threads: int | None) -> None:
+        self._source = open_source(path, thread_count(threads))
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return to_torch(self._source.read(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source.tensors)
+
+    def __len__(self) -> int:
+        return len(self._source.tensors)
+
+
+def load(path: PathLike, *, threads: int | None = None) -> Mapping[str, torch.Tensor]:
+    """The tensors of any checkpoint or packed file, by name; each is read or decoded when it is asked for.
+
+    Every access gives a new CPU tensor in the dtype of the source. Raises BadFileError, UnsupportedError.
+    """
+    return _Tensors(path, threads)
+
+
+def to_torch(stored: Stored) -> torch.Tensor:
+    """A torch tensor of the same dtype, shape and bits, in memory of its own."""
+    import torch
+
+    kinds = {
+        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+        "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+        "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+        "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
+        "BOOL": torch.bool, "C64": torch.complex64,
+    }  # fmt: skip
+    if not stored.numel:
+        return torch.empty(stored.shape, dtype=kinds[stored.dtype])
+    return torch.frombuffer(bytearray(stored.tobytes()), dtype=kinds[stored.dtype]).reshape(stored.shape)
+
+
+def load_into(model: Any, packed: PathLike, adapter_name: str = "default", *, threads: int | None = None) -> None:
+    """Add the adapter in a packed file (or adapter folder) to ``model``, a ``peft.PeftModel``, under a name.
+
+    The adapter is created from the configuration in the file and filled without writing anything to disk. Raises
+    UnsupportedError when the file has no PEFT configuration or the model has an adapter of that name, and
+    BadFileError when the model has no place for one of its tensors. Needs ``peft``.
+    """
+    import peft
+
+    source = open_source(packed, thread_count(threads))
+    config = source.config("adapter_config.json")
+    if config is None:
+        raise UnsupportedError(f"{packed} holds no adapter_config.json: PEFT cannot tell what to build")
+    if adapter_name in model.peft_config:
+        raise UnsupportedError(f"the model has an adapter named {adapter_name!r} already: choose another name")
+    model.add_adapter(adapter_name, peft.PeftConfig.from_peft_type(**config))
+    tensors = dict(load(packed, threads=threads))
+    result = peft.set_peft_model_state_dict(model, tensors, adapter_name=adapter_name)
+    if result.unexpected_keys:
+        raise BadFileError(f"{packed}: this model has no place for {result.unexpected_keys[0]}")

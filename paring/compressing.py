@@ -1,0 +1,209 @@
+"""Compress one adapter: read factors, solve the budget, pack, re-read, measure.
+
+:mod:`paring.plan` has checked what headers tell; this is the work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import paring
+from paring import budget as budgets
+from paring.budget import Trial
+from paring.checkpoint import digest, digest_sorted, open_checkpoint
+from paring.codecs import ternary
+from paring.coding import Coded, Factors, Loss, losses, measured, total_error
+from paring.dtypes import Stored, first_nonfinite, from_f32
+from paring.errors import BadFileError, BadValueError, BudgetError
+from paring.factors import factor_names, read_factors
+from paring.packed import open_packed
+from paring.packing import Image, Payload, Spec, stored_payloads, ternary_payloads
+from paring.plan import CompressPlan
+from paring.report import CarriedReport, ModuleReport, Report, peak_rss_bytes
+
+
+def run(plan: CompressPlan, *, dry_run: bool = False) -> Report:
+    """Do what ``plan`` says, or with ``dry_run`` all of it but the writing.
+
+    Raises BadValueError for NaN or infinity, BudgetError for a budget that cannot be met, OutputError.
+    """
+    started = time.perf_counter()
+    modules, source_digest = _read(plan)
+    carried = _carried(plan)
+    best = _solve(plan, modules, carried, source_digest)
+    found, coded, image = best.result
+    if not dry_run:
+        decoded = digest(image.decoded())
+        plan.output.parent.mkdir(parents=True, exist_ok=True)
+        image.write(plan.output, decoded, lambda path: _recheck(path, decoded, modules, found), overwrite=plan.overwrite)
+    return Report(
+        command="compress",
+        inputs=[str(plan.source.path)],
+        output=str(plan.output),
+        method=plan.method.name,
+        recipe=plan.recipe,
+        bytes_in=plan.source.nbytes,
+        bytes_out=image.nbytes,
+        ratio=plan.source.nbytes / image.nbytes,
+        ratio_fp16=2 * plan.elements / image.nbytes,
+        bits_per_param=8 * image.nbytes / plan.elements,
+        error=total_error(found),
+        modules=_module_reports(modules, found, coded),
+        carried=[CarriedReport(tensor.name, tensor.nbytes, tensor.why) for tensor in plan.adapter.carried],
+        warnings=_warnings(plan, modules, found),
+        seconds=time.perf_counter() - started,
+        peak_rss_bytes=peak_rss_bytes(),
+        device=plan.device,
+        dry_run=dry_run or None,
+    )
+
+
+def _read(plan: CompressPlan) -> tuple[list[Factors], str]:
+    """All factors in fp32, and the canonical digest of the source; NaN and infinity are refused by name."""
+    parts: dict[str, Stored] = {}
+    wanted = factor_names(plan.adapter)
+
+    def visit() -> Iterator[tuple[str, Stored]]:
+        for name in sorted(plan.source.tensors):
+            stored = plan.source.read(name)
+            if (at := first_nonfinite(stored)) is not None:
+                raise BadValueError(
+                    f"{plan.source.path}: {name} holds NaN or infinity (first at flat index {at}): "
+                    "this adapter is broken, get or train it again"
+                )
+            if name in wanted:
+                parts[name] = stored
+            yield name, stored
+
+    found = digest_sorted(visit())
+    return read_factors(plan.adapter, parts), found
+
+
+def _carried(plan: CompressPlan) -> list[Payload]:
+    """The payloads of the tensors that are not factors."""
+    items = []
+    for tensor in plan.carried:
+        stored = plan.source.read(tensor.name)
+        narrow = plan.carry == "fp16" and stored.dtype in ("F32", "F64", "BF16")
+        spec = Spec(tensor.name, stored.dtype, stored.shape, "F16" if narrow else None)
+        items.append((spec, from_f32(stored.f32(), "F16", tensor.name) if narrow else stored))
+    return stored_payloads(items)
+
+
+def _solve(plan: CompressPlan, modules: Sequence[Factors], carried: Sequence[Payload], source_digest: str) -> Trial:
+    """The trial that meets the budget. Its result is (losses, coding, image)."""
+    family = plan.method.function(modules, plan.threads, plan.device, **plan.options)
+    facts = _facts(plan, source_digest)
+
+    @cache
+    def trial(dial: int) -> Trial:
+        coded = family.encode(dial)
+        found = losses(modules, coded)
+        image = Image([*_payloads(modules, coded), *carried], {**facts, **_told(found)})
+        return Trial(dial, image.nbytes, total_error(found), (found, coded, image))
+
+    if family.fixed is not None:
+        return trial(family.fixed)
+    most = plan.most_bytes
+    if most is not None:
+        best = budgets.for_size(trial, family.dials, most)
+    else:
+        assert plan.budget.error is not None
+        best = budgets.for_error(trial, family.dials, plan.budget.error)
+    if best is None:
+        raise _refusal(plan, trial, family.dials, carried)
+    return best
+
+
+def _refusal(plan: CompressPlan, trial: Callable[[int], Trial], dials: int, carried: Sequence[Payload]) -> BudgetError:
+    if plan.most_bytes is None:
+        best = budgets.for_size(trial, dials, plan.source.nbytes * 64)
+        assert best is not None
+        return budgets.refuse(plan.budget, best, plan.source.nbytes, plan.elements, f" by method {plan.method.name}")
+    smallest = trial(0)
+    weight = sum(len(payload.data) for payload in carried)
+    blocked = f": the smallest file takes {smallest.nbytes} bytes"
+    if weight > smallest.nbytes // 4:
+        largest = max(plan.carried, key=lambda tensor: tensor.nbytes)
+        blocked += (
+            f", {weight} of them for {len(plan.carried)} carried tensors such as {largest.name} ({largest.why}; "
+            "see --carry)"
+        )
+    return budgets.refuse(plan.budget, smallest, plan.source.nbytes, plan.elements, blocked)
+
+
+def _payloads(modules: Sequence[Factors], coded: Coded) -> list[Payload]:
+    items = []
+    for factors in modules:
+        names = (factors.a,) if factors.b is None else (factors.a, factors.b)
+        for name, dtype, shape in zip(names, factors.dtypes, factors.shapes, strict=True):
+            items.append((Spec(name, dtype, shape, ones=factors.b is None), coded.tensors[name]))
+    return ternary_payloads(items)
+
+
+def _facts(plan: CompressPlan, source_digest: str) -> dict[str, Any]:
+    """What the manifest tells beside the tensors; what is empty is left out."""
+    config = plan.source.config("adapter_config.json")
+    source = {"name": plan.source.files[0].name, "bytes": plan.source.nbytes, "sha256": source_digest}
+    facts: dict[str, Any] = {
+        "tool": f"paring {paring.__version__}",
+        "dialect": plan.adapter.dialect,
+        "kind": plan.adapter.kind,
+        "method": plan.method.name,
+        "recipe": plan.recipe,
+        "source": source,
+        "config": config,
+        "metadata": plan.source.metadata,
+        "dropped": [tensor.name for tensor in plan.adapter.carried] if plan.carry == "drop" else [],
+    }
+    return {key: value for key, value in facts.items() if value or key == "recipe"}
+
+
+def _told(found: Sequence[Loss]) -> dict[str, Any]:
+    """Losses as the manifest tells them: relative errors to four places, counts exact."""
+    errors = [round(loss.error * 10_000) for loss in found]
+    return {
+        "error": round(total_error(found), 6),
+        "modules": {"error": errors, "nonzero": [loss.nonzero for loss in found]},
+    }
+
+
+def _recheck(path: Path, expected: str, modules: Sequence[Factors], found: Sequence[Loss]) -> None:
+    """Read the complete file again: the same tensors, and the loss that will be reported."""
+    with open_checkpoint(path) as container:
+        tensors = dict(open_packed(container).read_all())
+        if digest(tensors.items()) != expected:
+            raise BadFileError(f"{path}: what was written does not read back the same; is the disk sound?")
+        again = total_error(measured(modules, tensors))
+        if abs(again - total_error(found)) > 1e-6:
+            raise BadFileError(f"{path}: decodes to an error of {again:g}, not {total_error(found):g}: please report this")
+
+
+def _module_reports(modules: Sequence[Factors], found: Sequence[Loss], coded: Coded) -> list[ModuleReport]:
+    out = []
+    for factors, loss in zip(modules, found, strict=True):
+        items = [coded.tensors[name] for name in (factors.a, factors.b) if name]
+        bits = 8 * len(ternary.encode(items)) / factors.numel
+        shape = (factors.B.shape[0], factors.A.shape[1])
+        rank = len(factors.A) if factors.b else None
+        out.append(ModuleReport(factors.name, shape, rank, loss.nonzero / factors.numel, bits, loss.error))
+    return out
+
+
+def _warnings(plan: CompressPlan, modules: Sequence[Factors], found: Sequence[Loss]) -> list[str]:
+    out = []
+    if not sum(loss.energy for loss in found):
+        out.append("this adapter changes nothing: every update is zero")
+    emptied = [f.name for f, loss in zip(modules, found, strict=True) if loss.energy and loss.lost >= loss.energy * (1 - 1e-9)]
+    if emptied:
+        out.append(
+            f"{len(emptied)} of {len(modules)} modules decode to the base model's weights, {emptied[0]} among them: "
+            "one of their factors kept nothing"
+        )
+    if plan.carry == "drop" and plan.adapter.carried:
+        out.append(f"{len(plan.adapter.carried)} tensors dropped, {plan.adapter.carried[0].name} among them")
+    return out

@@ -1,0 +1,154 @@
+"""What will happen, checked before it does: from headers, configuration and options alone.
+
+A :class:`CompressPlan` holds all that can be known before the first factor is read, and has refused whatever can be
+refused by then.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from paring import adapters, atomic, registry
+from paring.adapters.view import Adapter, Carried
+from paring.budget import Budget
+from paring.checkpoint import Checkpoint
+from paring.devices import pick
+from paring.dtypes import numel
+from paring.errors import OptionError, UnsupportedError
+from paring.packed import Packed, open_source
+from paring.registry import Method
+
+Carry = Literal["lossless", "fp16", "drop"]
+SUFFIX = ".paring.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class CompressPlan:
+    """One source to be compressed: what from, by what, into what, within what."""
+
+    source: Checkpoint
+    adapter: Adapter
+    method: Method
+    options: dict[str, Any]
+    budget: Budget
+    carry: Carry
+    output: Path
+    overwrite: bool
+    threads: int
+    device: str
+
+    @property
+    def elements(self) -> int:
+        """Elements of the source, of all tensors."""
+        return sum(numel(info.shape) for info in self.source.tensors.values())
+
+    @property
+    def most_bytes(self) -> int | None:
+        """The largest packed file that the budget allows, None for an error budget or a density."""
+        if self.options.get("density") is not None:
+            return None
+        return self.budget.most_bytes(self.source.nbytes, self.elements)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The exact options, to be stored in the output."""
+        return {**self.budget.recipe(), "carry": self.carry, **self.options}
+
+    @property
+    def carried(self) -> tuple[Carried, ...]:
+        """The tensors that are not factors, and stay in the file."""
+        return () if self.carry == "drop" else self.adapter.carried
+
+
+def plan_compress(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None,
+    *,
+    budget: Budget,
+    method: str,
+    options: dict[str, Any],
+    carry: str = "lossless",
+    overwrite: bool = False,
+    threads: int | None = None,
+    device: str = "auto",
+) -> CompressPlan:
+    """Check everything that headers, configuration and options can tell.
+
+    Raises BadFileError, UnsupportedError, OptionError or OutputError; nothing has been written then.
+    """
+    chosen = registry.load("compress", method)
+    parsed = chosen.parse(options)
+    if carry not in get_args(Carry):
+        raise OptionError(f"--carry {carry}: expected {', '.join(get_args(Carry))}")
+    if parsed.get("density") is not None and any(value is not None for value in budget.recipe().values()):
+        raise OptionError(f"--density fixes what is kept, {budget} asks to have it solved: give one of them")
+    threads, device = thread_count(threads), pick(device)
+    checkpoint = open_source(source)
+    if isinstance(checkpoint, Packed):
+        raise UnsupportedError(f"{source} is packed already: `paring decompress` it first")
+    target = Path(output) if output is not None else default_output(Path(source))
+    atomic.refuse_same_file(target, [source, *checkpoint.files])
+    atomic.refuse_existing(target, overwrite)
+    adapter = adapters.read(checkpoint)
+    adapter.refuse_problems()
+    if not adapter.modules and not adapter.vectors:
+        raise UnsupportedError(_nothing(adapter))
+    plan = CompressPlan(
+        checkpoint, adapter, chosen, parsed, budget, carry, target, overwrite, threads, device  # type: ignore[arg-type]
+    )
+    atomic.check_room(target, plan.most_bytes or checkpoint.nbytes // 4)
+    return plan
+
+
+def _nothing(adapter: Adapter) -> str:
+    """Why there is nothing to compress."""
+    path, carried = adapter.checkpoint.path, adapter.carried
+    if not carried:
+        return f"{path} holds no tensors"
+    if adapter.dialect == "none":
+        return (
+            f"{path}: no adapter factors among its {len(carried)} tensors (the first is {carried[0].name}); "
+            "compress takes adapters"
+        )
+    return f"{path}: nothing here can be compressed; {carried[0].name} is {carried[0].why}"
+
+
+def stem(source: Path) -> str:
+    """What a source is called: a folder's name, or a file's without its suffix."""
+    source = source.absolute()
+    return source.name if source.is_dir() else source.stem
+
+
+def default_output(source: Path) -> Path:
+    """``NAME.paring.safetensors`` beside the source."""
+    source = source.absolute()
+    return source.parent / (stem(source) + SUFFIX)
+
+
+def outputs(sources: list[Path], folder: Path) -> list[Path]:
+    """One output for each of many sources, in ``folder``; files of one name take their folder's.
+
+    Raises OptionError when two sources would still share an output.
+    """
+    stems = [stem(source) for source in sources]
+    named = [
+        source.absolute().parent.name if source.is_file() and stems.count(own) > 1 else own
+        for source, own in zip(sources, stems, strict=True)
+    ]
+    for name in named:
+        if named.count(name) > 1:
+            twins = [str(source) for source, own in zip(sources, named, strict=True) if own == name]
+            raise OptionError(f"{twins[0]} and {twins[1]} would both be written to {name}{SUFFIX}: compress them apart")
+    return [folder / (name + SUFFIX) for name in named]
+
+
+def thread_count(threads: int | None) -> int:
+    """``threads``, or as many as this process may use. Raises OptionError below 1."""
+    if threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads < 1:
+        raise OptionError(f"--threads {threads}: at least 1")
+    return threads
