@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -90,6 +91,7 @@ class Thresholded:
         self._d = sum(group.n for group in self._groups)
         self._alpha, self._density = alpha, density
         self.dials = max(1, int(self._d * _DENSEST))
+        self.scan = 0
         self.fixed = None if density is None else int(self._d * density)
 
     def encode(self, dial: int) -> Coded:
@@ -113,10 +115,13 @@ def _parts(modules: Sequence[Factors], basis: str) -> Iterable[_Part]:
 
 
 class Fitted:
-    """Each rank vector with its own density and scale, as the price of a bit decides; the dial lowers the price."""
+    """Each rank vector with its own density and scale, as the price of a bit decides; the dial lowers the price.
 
-    steps_per_octave = 128
-    dials = 40 * steps_per_octave
+    It does so one module at a time: a dial is a step of the price and how many modules have taken the next. So one
+    dial differs from the next in one module, and budgets are met closely although a rank vector comes or goes whole.
+    """
+
+    steps_per_octave = 16
 
     def __init__(
         self, modules: Sequence[Factors], basis: str, sweeps: int, density: float | None, threads: int
@@ -126,13 +131,21 @@ class Fitted:
             self._pieces = list(pool.map(lambda factors: _pieces(factors, basis), modules))
         most = max((lowrank.energy(A, B) for pieces in self._pieces for A, B in pieces), default=0.0)
         self._top = most / semidiscrete.SIDE_BITS or 1.0
+        self.dials = 40 * self.steps_per_octave * len(modules)
+        self.scan = max(64, len(modules))
+        # neighbouring dials share all fits but one
+        self._fit = lru_cache(maxsize=4 * len(modules))(self._fit_afresh)
         self.fixed = None if density is None else self._dial_of(density)
 
     def encode(self, dial: int) -> Coded:
-        price = self._top * 2.0 ** (-dial / self.steps_per_octave)
+        step, ahead = divmod(dial, len(self._modules))
+        jobs = [(index, step + (index < ahead)) for index in range(len(self._modules))]
         with ThreadPoolExecutor(self._threads) as pool:
-            found = pool.map(lambda job: self._encode(*job, price), zip(self._modules, self._pieces, strict=True))
-            return Coded({name: item for pairs in found for name, item in pairs})
+            return Coded({name: item for pairs in pool.map(lambda job: self._fit(*job), jobs) for name, item in pairs})
+
+    def _fit_afresh(self, index: int, step: int) -> list[tuple[str, Ternary]]:
+        price = self._top * 2.0 ** (-step / self.steps_per_octave)
+        return self._encode(self._modules[index], self._pieces[index], price)
 
     def _encode(self, factors: Factors, pieces: list[tuple[F64, F64]], price: float) -> list[tuple[str, Ternary]]:
         fits = [semidiscrete.fit(A, B, price, self._sweeps) for A, B in pieces]

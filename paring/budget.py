@@ -6,9 +6,9 @@ those of the whole file, found by encoding it; losses are measured on the values
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from paring.errors import BudgetError, OptionError
 
@@ -57,39 +57,73 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One dial tried: the ``result`` of encoding it, the bytes of the whole file and the total relative error."""
+    """One dial tried: the bytes of the whole file and the total relative error."""
 
     dial: int
     nbytes: int
     error: float
-    result: Any
 
 
-def for_size(trial: Callable[[int], Trial], dials: int, most_bytes: int) -> Trial | None:
-    """The trial of least error within ``most_bytes``; None when even the lowest dial is larger.
+@dataclass(frozen=True, slots=True)
+class Dials:
+    """The dials ``0 .. count - 1`` of a family, and how to try one.
 
-    Size grows with the dial: the largest dial that fits is found exactly. Loss nearly always falls with the dial;
-    where it rises again before that dial, its minimum is taken.
+    Size grows with the dial and loss falls, but neither quite: beyond the first dial that is too large, up to
+    ``scan`` more are tried.
     """
-    top = _largest(trial, dials, lambda tried: tried.nbytes <= most_bytes)
-    if top is None:
-        return None
-    return _least_loss(trial, top.dial)
 
+    trial: Callable[[int], Trial]
+    count: int
+    scan: int = 0
 
-def for_error(trial: Callable[[int], Trial], dials: int, error: float) -> Trial | None:
-    """The smallest trial with at most ``error``; None when no dial is good enough."""
-    best = _least_loss(trial, dials - 1)
-    if best.error > error:
-        return None
-    worse = _largest(trial, best.dial + 1, lambda tried: tried.error > error)
-    return trial(worse.dial + 1) if worse else trial(0)
+    def for_size(self, most_bytes: int) -> Trial | None:
+        """The trial of least error within ``most_bytes``; None when even the lowest dial is larger."""
+        top = self._largest(self.count, lambda tried: tried.nbytes <= most_bytes)
+        if top is None:
+            return None
+        beyond = map(self.trial, range(top.dial + 1, min(top.dial + 1 + self.scan, self.count)))
+        fitting = [tried for tried in beyond if tried.nbytes <= most_bytes]
+        return min([self._least_loss(top.dial), *fitting], key=lambda tried: tried.error)
+
+    def for_error(self, error: float) -> Trial | None:
+        """The smallest trial with at most ``error``; None when no dial is good enough."""
+        best = self._least_loss(self.count - 1)
+        if best.error > error:
+            return None
+        worse = self._largest(best.dial + 1, lambda tried: tried.error > error)
+        first = worse.dial + 1 if worse else 0
+        window = map(self.trial, range(first, min(first + 1 + self.scan, self.count)))
+        return min((tried for tried in window if tried.error <= error), key=lambda tried: tried.nbytes)
+
+    def least_error(self) -> Trial:
+        """The trial of least error, whatever its size."""
+        return self._least_loss(self.count - 1)
+
+    def _largest(self, count: int, holds: Callable[[Trial], bool]) -> Trial | None:
+        """The trial of the largest dial for which ``holds``, taken to hold up to some dial and not beyond."""
+        if not holds(self.trial(0)):
+            return None
+        low, high = 0, count - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if holds(self.trial(middle)) else (low, middle - 1)
+        return self.trial(low)
+
+    def _least_loss(self, top: int) -> Trial:
+        """The trial of least error up to dial ``top``: that one, unless error has begun to rise there."""
+        if self.trial(top).error <= self.trial(max(0, top - max(1, top // 64))).error:
+            return self.trial(top)
+        low, high = 0, top
+        while high - low > max(2, top // 256):  # the minimum is flat
+            a, b = low + (high - low) // 3, high - (high - low) // 3
+            low, high = (low, b) if self.trial(a).error <= self.trial(b).error else (a, high)
+        return min((self.trial(dial) for dial in (low, (low + high) // 2, high, top)), key=lambda tried: tried.error)
 
 
 def refuse(budget: Budget, best: Trial, source_bytes: int, elements: int, blocked: str) -> BudgetError:
     """The error that says why ``budget`` cannot be met and what can; ``blocked`` names what stands in the way."""
     can = {
-        "ratio": f"--ratio {_down(source_bytes / best.nbytes):g}",
+        "ratio": f"--ratio {int(source_bytes / best.nbytes * 100) / 100:g}",
         "error": f"--error {_up(best.error):g}",
         "bits_per_param": f"--bits-per-param {_up(8 * best.nbytes / elements):g}",
     }
@@ -97,31 +131,5 @@ def refuse(budget: Budget, best: Trial, source_bytes: int, elements: int, blocke
     return BudgetError(f"{budget} cannot be met{blocked}; the best that can be had is {can[kind]}")
 
 
-def _down(x: float) -> float:
-    return int(x * 100) / 100
-
-
 def _up(x: float) -> float:
-    return -(-x * 10_000 // 1) / 10_000
-
-
-def _largest(trial: Callable[[int], Trial], dials: int, holds: Callable[[Trial], bool]) -> Trial | None:
-    """The trial of the largest dial for which ``holds``, which holds up to some dial and not beyond."""
-    if not holds(trial(0)):
-        return None
-    low, high = 0, dials - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if holds(trial(middle)) else (low, middle - 1)
-    return trial(low)
-
-
-def _least_loss(trial: Callable[[int], Trial], top: int) -> Trial:
-    """The trial of least error up to dial ``top``: that one, unless error has begun to rise there."""
-    low, high = 0, top
-    if trial(top).error <= trial(max(0, top - max(1, top // 64))).error:
-        return trial(top)
-    while high - low > max(2, top // 256):  # golden enough: the minimum is flat
-        a, b = low + (high - low) // 3, high - (high - low) // 3
-        low, high = (low, b) if trial(a).error <= trial(b).error else (a, high)
-    return min((trial(dial) for dial in {low, (low + high) // 2, high, top}), key=lambda tried: tried.error)
+    return math.ceil(x * 10_000) / 10_000

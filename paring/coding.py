@@ -55,6 +55,7 @@ class Family(Protocol):
     """Codings on one dial, ``0 <= dial < dials``; larger dials take more bytes and lose less (nearly always)."""
 
     dials: int
+    scan: int  #: how many dials beyond one that is too large may be small enough again
     fixed: int | None  #: the dial that the options asked for by themselves (a density), if they did
 
     def encode(self, dial: int) -> Coded: ...
@@ -86,18 +87,20 @@ def values(item: Ternary, dtype: str) -> npt.NDArray[np.float64]:
     return trits * wide[0]
 
 
+def loss_of(factors: Factors, a: Ternary, b: Ternary | None) -> Loss:
+    """The loss of a module whose tensors are coded as ``a`` and ``b``. Costs ``O((in + out) r^2)``, in fp64."""
+    if b is not None:
+        A = values(a, factors.dtypes[0]).reshape(factors.A.shape)
+        return _loss(factors, A, values(b, factors.dtypes[1]).reshape(factors.B.shape))
+    # 1 + value is what gets rounded to the stored dtype
+    vector = from_f32(values(a, "F64") + 1.0, factors.dtypes[0], factors.a).f32() - np.float32(1)
+    return _loss(factors, vector.reshape(factors.A.shape), factors.B)
+
+
 def losses(modules: Sequence[Factors], coded: Coded) -> list[Loss]:
-    """The loss of every module under a coding, in order. Costs ``O((in + out) r^2)`` a module, in fp64."""
-    out = []
-    for factors in modules:
-        A, B = coded.tensors[factors.a], factors.B
-        if factors.b:
-            wide_b = values(coded.tensors[factors.b], factors.dtypes[1]).reshape(B.shape)
-            out.append(_loss(factors, values(A, factors.dtypes[0]).reshape(factors.A.shape), wide_b))
-        else:  # 1 + value is what gets rounded to the stored dtype
-            vector = from_f32(values(A, "F64") + 1.0, factors.dtypes[0], factors.a).f32() - np.float32(1)
-            out.append(_loss(factors, vector.reshape(factors.A.shape), B))
-    return out
+    """The loss of every module under a coding, in order."""
+    tensors = coded.tensors
+    return [loss_of(factors, tensors[factors.a], tensors[factors.b] if factors.b else None) for factors in modules]
 
 
 def measured(modules: Sequence[Factors], tensors: Mapping[str, Stored]) -> list[Loss]:

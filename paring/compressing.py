@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import paring
-from paring import budget as budgets
-from paring.budget import Trial
+from paring.budget import Dials, Trial, refuse
 from paring.checkpoint import digest, digest_sorted, open_checkpoint
 from paring.codecs import ternary
-from paring.coding import Coded, Factors, Loss, losses, measured, total_error
+from paring.coding import Coded, Factors, Loss, loss_of, measured, total_error
 from paring.dtypes import Stored, first_nonfinite, from_f32
 from paring.errors import BadFileError, BadValueError, BudgetError
 from paring.factors import factor_names, read_factors
@@ -34,8 +33,7 @@ def run(plan: CompressPlan, *, dry_run: bool = False) -> Report:
     started = time.perf_counter()
     modules, source_digest = _read(plan)
     carried = _carried(plan)
-    best = _solve(plan, modules, carried, source_digest)
-    found, coded, image = best.result
+    found, coded, image = _solve(plan, modules, carried, source_digest)
     if not dry_run:
         decoded = digest(image.decoded())
         plan.output.parent.mkdir(parents=True, exist_ok=True)
@@ -94,37 +92,39 @@ def _carried(plan: CompressPlan) -> list[Payload]:
     return stored_payloads(items)
 
 
-def _solve(plan: CompressPlan, modules: Sequence[Factors], carried: Sequence[Payload], source_digest: str) -> Trial:
-    """The trial that meets the budget. Its result is (losses, coding, image)."""
+def _solve(
+    plan: CompressPlan, modules: Sequence[Factors], carried: Sequence[Payload], source_digest: str
+) -> tuple[list[Loss], Coded, Image]:
+    """The coding that meets the budget, what it loses, and the file that it makes."""
     family = plan.method.function(modules, plan.threads, plan.device, **plan.options)
     facts = _facts(plan, source_digest)
+    loss = lru_cache(maxsize=2 * len(modules))(loss_of)
 
-    @cache
-    def trial(dial: int) -> Trial:
+    def build(dial: int) -> tuple[list[Loss], Coded, Image]:
         coded = family.encode(dial)
-        found = losses(modules, coded)
-        image = Image([*_payloads(modules, coded), *carried], {**facts, **_told(found)})
-        return Trial(dial, image.nbytes, total_error(found), (found, coded, image))
+        found = [loss(f, coded.tensors[f.a], coded.tensors[f.b] if f.b else None) for f in modules]
+        return found, coded, Image([*_payloads(modules, coded), *carried], {**facts, **_told(found)})
+
+    @cache  # of the figures only: codings of large adapters are not kept
+    def trial(dial: int) -> Trial:
+        found, _, image = build(dial)
+        return Trial(dial, image.nbytes, total_error(found))
 
     if family.fixed is not None:
-        return trial(family.fixed)
+        return build(family.fixed)
+    dials = Dials(trial, family.dials, family.scan)
     most = plan.most_bytes
-    if most is not None:
-        best = budgets.for_size(trial, family.dials, most)
-    else:
-        assert plan.budget.error is not None
-        best = budgets.for_error(trial, family.dials, plan.budget.error)
+    best = dials.for_error(plan.budget.error or 0.0) if most is None else dials.for_size(most)
     if best is None:
-        raise _refusal(plan, trial, family.dials, carried)
-    return best
+        raise _refusal(plan, dials, carried)
+    return build(best.dial)
 
 
-def _refusal(plan: CompressPlan, trial: Callable[[int], Trial], dials: int, carried: Sequence[Payload]) -> BudgetError:
+def _refusal(plan: CompressPlan, dials: Dials, carried: Sequence[Payload]) -> BudgetError:
     if plan.most_bytes is None:
-        best = budgets.for_size(trial, dials, plan.source.nbytes * 64)
-        assert best is not None
-        return budgets.refuse(plan.budget, best, plan.source.nbytes, plan.elements, f" by method {plan.method.name}")
-    smallest = trial(0)
+        blocked = f" by method {plan.method.name} with these options"
+        return refuse(plan.budget, dials.least_error(), plan.source.nbytes, plan.elements, blocked)
+    smallest = dials.trial(0)
     weight = sum(len(payload.data) for payload in carried)
     blocked = f": the smallest file takes {smallest.nbytes} bytes"
     if weight > smallest.nbytes // 4:
@@ -133,7 +133,7 @@ def _refusal(plan: CompressPlan, trial: Callable[[int], Trial], dials: int, carr
             f", {weight} of them for {len(plan.carried)} carried tensors such as {largest.name} ({largest.why}; "
             "see --carry)"
         )
-    return budgets.refuse(plan.budget, smallest, plan.source.nbytes, plan.elements, blocked)
+    return refuse(plan.budget, smallest, plan.source.nbytes, plan.elements, blocked)
 
 
 def _payloads(modules: Sequence[Factors], coded: Coded) -> list[Payload]:
