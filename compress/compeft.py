@@ -1,17 +1,19 @@
 """ComPEFT (Yadav et al. 2023): ternary factors; as published, and in a basis where they lose far less.
 
 Published rule (``--paper``): over the whole adapter as one vector v of d values, keep the signs of the
-``int(d k) + 1`` largest magnitudes (ties included), times ``alpha * std(v)``, std before sparsifying, unbiased.
+``int(d k) + 1`` largest magnitudes (ties included), times ``alpha * std(v)``, std before sparsifying,
+unbiased.
 
-On a LoRA that rule often keeps entries of A alone: A starts random and large, B starts at zero. Then B decodes to
-zero and the adapter to the base model. Three freedoms mend it. *Scope*: the vector over which threshold and scale
-are taken may be each factor kind, each tensor, or each rank vector. *Alpha*: ``lsq`` takes the least-squares scale,
-the mean magnitude of the survivors. *Basis*: ``B A = (B G)(G^-1 A)`` for any invertible G, so the factors may be
-turned to the balanced SVD first; ``semidiscrete`` goes one step further and fits ternary outer products to the
-module's update itself, each on the residual of those before it.
+On a LoRA that rule often keeps entries of A alone: A starts random and large, B starts at zero. Then B
+decodes to zero and the adapter to the base model. Three freedoms mend it. *Scope*: the vector over which
+threshold and scale are taken may be each factor kind, each tensor, or each rank vector. *Alpha*: ``lsq``
+takes the least-squares scale, the mean magnitude of the survivors. *Basis*: ``B A = (B G)(G^-1 A)`` for any
+invertible G, so the factors may be turned to the balanced SVD first; ``semidiscrete`` goes one step further
+and fits ternary outer products to the module's update itself, each on the residual of those before it.
 
-Cost: one pass for a histogram and one a threshold; ``component`` and ``semidiscrete`` O((in + out) r^2) a module.
-When not to use it: below an error of about .4 a ternary code is spent; take a method with more levels.
+Cost: one pass for a histogram and one a threshold; ``component`` and ``semidiscrete`` O((in + out) r^2) a
+module. When not to use it: below an error of about .4 a ternary code is spent; take a method with more
+levels.
 """
 
 from __future__ import annotations
@@ -30,7 +32,11 @@ Scope = Literal["global", "factor", "tensor", "component"]
 PAPER = {"basis": "trained", "scope": "global", "alpha": 1.0}
 
 
-@method(sees="modules", reference="Yadav, Choshen, Raffel, Bansal: ComPEFT, arXiv:2311.13171, algorithm 1", presets={"paper": PAPER})
+@method(
+    sees="modules",
+    reference="Yadav, Choshen, Raffel, Bansal: ComPEFT, arXiv:2311.13171, algorithm 1",
+    presets={"paper": PAPER},
+)
 def compeft(
     modules: Sequence[Factors],
     threads: int = 1,
@@ -46,15 +52,15 @@ def compeft(
 
     Options:
         density: share of entries kept, in (0, 1]; leave it out to have it solved from the budget
-        basis: trained = the factors as they are (published); svd = the balanced SVD; semidiscrete = ternary outer
-            products fitted one after another to the update itself
+        basis: trained = the factors as they are (published); svd = the balanced SVD; semidiscrete = ternary
+            outer products fitted one after another to the update itself
         scope: what shares one threshold and one scale: global (published), factor (all A, all B), tensor, or
             component (each rank vector; densities follow from rate and distortion)
         alpha: scale as a multiple of the standard deviation before sparsifying (published: 1), or lsq
         sweeps: how often semidiscrete improves all its terms again
 
-    Returns the family over ``density`` (or over the price of a bit). Raises OptionError for what cannot be meant.
-    Values are fp32; thresholds are exact; standard deviations and fits accumulate in fp64.
+    Returns the family over ``density`` (or over the price of a bit). Raises OptionError for what cannot be
+    meant. Values are fp32; thresholds are exact; standard deviations and fits accumulate in fp64.
     """
     from paring.compress import _ternary
 
@@ -66,8 +72,14 @@ def compeft(
         raise OptionError(f"--sweeps {sweeps}: must not be negative")
     if scope != "component":
         if basis == "semidiscrete":
-            raise OptionError(f"--basis semidiscrete fits rank vectors one by one: it cannot share a scale by --scope {scope}; choose --basis trained or svd")
+            raise OptionError(
+                "--basis semidiscrete fits rank vectors one by one: it cannot share a scale by "
+                f"--scope {scope}; choose --basis trained or svd"
+            )
         return _ternary.Thresholded(modules, basis, scope, alpha, density, threads, device)
     if alpha != "lsq":
-        raise OptionError(f"--scope component takes least-squares scales: --alpha {alpha} needs --scope global, factor or tensor")
+        raise OptionError(
+            f"--scope component takes least-squares scales: --alpha {alpha} needs "
+            "--scope global, factor or tensor"
+        )
     return _ternary.Fitted(modules, basis, sweeps, density, threads)

@@ -1,1 +1,1 @@
-"""Merging methods, one file each; ``paring methods`` lists them, :mod:`paring.registry` loads them."""
+"""Merging methods, one file each. There are none yet; :mod:`paring.registry` finds them by file name."""

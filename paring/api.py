@@ -12,15 +12,16 @@ All errors raised on purpose are :class:`paring.errors.ParingError`. Nothing her
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paring import compressing, decompressing, inspecting
 from paring.budget import Budget
+from paring.checkpoint import Checkpoint
 from paring.dtypes import Stored
 from paring.errors import BadFileError, UnsupportedError
-from paring.packed import open_source
+from paring.packed import Packed, open_source
 from paring.plan import plan_compress, thread_count
 from paring.report import Inspection, Report, Verification
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["compress", "decompress", "inspect", "load", "load_into", "verify"]
 
 PathLike = str | os.PathLike[str]
+_CONFIG = "adapter_config.json"
 
 
 def compress(
@@ -49,12 +51,13 @@ def compress(
 ) -> Report:
     """Compress the adapter ``source`` to the packed file ``output`` (``NAME.paring.safetensors`` beside it).
 
-    The budget is one of ``ratio`` (source bytes as stored over packed bytes; met or refused), ``error`` (relative,
-    of the updates, at most) and ``bits_per_param`` (at most); by default 16 times smaller than fp16. ``options``
-    are those of ``method``. ``carry`` says what becomes of tensors that are not factors: ``lossless``, ``fp16`` or
-    ``drop``. The file is read again and measured before it takes its place.
+    The budget is one of ``ratio`` (source bytes as stored over packed bytes; met or refused), ``error``
+    (relative, of the updates, at most) and ``bits_per_param`` (at most); by default 16 times smaller than
+    fp16. ``options`` are those of ``method``. ``carry`` says what becomes of tensors that are not factors:
+    ``lossless``, ``fp16`` or ``drop``. The file is read again and measured before it takes its place.
 
-    Raises BudgetError, BadFileError, BadValueError (NaN, infinity), UnsupportedError, OptionError, OutputError.
+    Raises BudgetError, BadFileError, BadValueError (NaN, infinity), UnsupportedError, OptionError,
+    OutputError.
     """
     budget = Budget(ratio, error, bits_per_param)
     plan = plan_compress(
@@ -73,10 +76,11 @@ def decompress(
     overwrite: bool = False,
     threads: int | None = None,
 ) -> Report:
-    """Decode a packed file to ``output``: a file when that ends in .safetensors, else a folder that PEFT loads.
+    """Decode a packed file to ``output``: a file when that ends in .safetensors, else a folder that PEFT
+    loads.
 
-    ``dtype`` (fp64, fp32, fp16, bf16) casts floating-point tensors; by default each keeps the source's. Raises
-    UnsupportedError, BadFileError, BadValueError (overflow), OptionError, OutputError.
+    ``dtype`` (fp64, fp32, fp16, bf16) casts floating-point tensors; by default each keeps the source's.
+    Raises UnsupportedError, BadFileError, BadValueError (overflow), OptionError, OutputError.
     """
     return decompressing.run(
         Path(source), Path(output), dtype=dtype, overwrite=overwrite, threads=thread_count(threads)
@@ -133,23 +137,50 @@ def to_torch(stored: Stored) -> torch.Tensor:
     return torch.frombuffer(bytearray(stored.tobytes()), dtype=kinds[stored.dtype]).reshape(stored.shape)
 
 
-def load_into(model: Any, packed: PathLike, adapter_name: str = "default", *, threads: int | None = None) -> None:
+def load_into(
+    model: Any, packed: PathLike, adapter_name: str = "default", *, threads: int | None = None
+) -> None:
     """Add the adapter in a packed file (or adapter folder) to ``model``, a ``peft.PeftModel``, under a name.
 
-    The adapter is created from the configuration in the file and filled without writing anything to disk. Raises
-    UnsupportedError when the file has no PEFT configuration or the model has an adapter of that name, and
-    BadFileError when the model has no place for one of its tensors. Needs ``peft``.
+    The adapter is created from the configuration in the file and filled without writing anything to disk;
+    it is not made the active one. Raises UnsupportedError when the file has no PEFT configuration or the
+    model has an adapter of that name, and BadFileError when file and model do not fit; the model is then as
+    it was. Needs ``peft``.
     """
     import peft
 
     source = open_source(packed, thread_count(threads))
-    config = source.config("adapter_config.json")
+    config = source.config(_CONFIG)
     if config is None:
-        raise UnsupportedError(f"{packed} holds no adapter_config.json: PEFT cannot tell what to build")
+        raise UnsupportedError(f"{packed} holds no {_CONFIG}: PEFT cannot tell what to build")
     if adapter_name in model.peft_config:
-        raise UnsupportedError(f"the model has an adapter named {adapter_name!r} already: choose another name")
-    model.add_adapter(adapter_name, peft.PeftConfig.from_peft_type(**config))
-    tensors = dict(load(packed, threads=threads))
-    result = peft.set_peft_model_state_dict(model, tensors, adapter_name=adapter_name)
-    if result.unexpected_keys:
-        raise BadFileError(f"{packed}: this model has no place for {result.unexpected_keys[0]}")
+        raise UnsupportedError(
+            f"the model has an adapter named {adapter_name!r} already: choose another name"
+        )
+    tensors = {name: to_torch(stored) for name, stored in _read_all(source)}
+    kind: Any = peft.PeftConfig
+    try:
+        model.add_adapter(adapter_name, kind.from_peft_type(**config))
+        result: Any = peft.set_peft_model_state_dict(model, tensors, adapter_name=adapter_name)
+        unfilled = [
+            name
+            for name in result.missing_keys
+            if f".{adapter_name}." in name or name.endswith(f".{adapter_name}")
+        ]
+        if result.unexpected_keys:
+            raise BadFileError(f"{packed}: this model has no place for {result.unexpected_keys[0]}")
+        if unfilled:
+            raise BadFileError(f"{packed} does not hold {unfilled[0]}, which its configuration asks for")
+    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        if adapter_name in model.peft_config:
+            model.delete_adapter(adapter_name)
+        if isinstance(error, BadFileError):
+            raise
+        raise BadFileError(
+            f"{packed} does not fit this model: {str(error).strip().splitlines()[-1].strip()}"
+        ) from error
+
+
+def _read_all(source: Checkpoint) -> Iterable[tuple[str, Stored]]:
+    """All tensors; those of a packed file payload by payload."""
+    return source.read_all() if isinstance(source, Packed) else ((name, source.read(name)) for name in source)

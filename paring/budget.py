@@ -1,7 +1,8 @@
 """Budgets: how small, or how near. Stated in one of three ways, solved on a family's dial.
 
-A size budget wants the least loss that fits; a loss budget wants the smallest size that is good enough. Sizes are
-those of the whole file, found by encoding it; losses are measured on the values that a reader will decode.
+A size budget wants the least loss that fits; a loss budget wants the smallest size that is good enough. Sizes
+are those of the whole file, found by encoding it; losses are measured on the values that a reader will
+decode.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 from paring.errors import BudgetError, OptionError
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Exactly one of: ``ratio`` (source bytes as stored over packed bytes), ``error`` (relative), ``bits_per_param``.
+    """One of ``ratio`` (source bytes as stored over packed bytes), ``error`` (relative), ``bits_per_param``.
 
     None of them means ``ratio_fp16`` 16.
     """
@@ -34,19 +36,24 @@ class Budget:
             if not 0 < value < float("inf"):
                 raise OptionError(f"{flag} {value:g}: must be a positive number")
             if name == "error" and value >= 1:
-                raise OptionError(f"--error {value:g}: a relative error lies between 0 and 1 (1 loses everything)")
+                raise OptionError(
+                    f"--error {value:g}: a relative error lies between 0 and 1 (1 loses everything)"
+                )
 
     def recipe(self) -> dict[str, float | None]:
         """The three fields by name."""
         return {"ratio": self.ratio, "error": self.error, "bits_per_param": self.bits_per_param}
 
     def most_bytes(self, source_bytes: int, elements: int) -> int | None:
-        """The largest file that meets a size budget; None when the budget is an error."""
+        """The largest file, in bytes, that meets a size budget; None when the budget is an error.
+
+        Counted with the decimals that were typed, not with their binary neighbours.
+        """
         if self.error is not None:
             return None
         if self.ratio is not None:
-            return int(source_bytes / self.ratio)
-        return int(elements * (self.bits_per_param if self.bits_per_param is not None else 1.0) / 8)
+            return int(source_bytes / Fraction(str(self.ratio)))
+        return int(elements * Fraction(str(self.bits_per_param or 1)) / 8)
 
     def __str__(self) -> str:
         for name, value in self.recipe().items():
@@ -117,19 +124,18 @@ class Dials:
         while high - low > max(2, top // 256):  # the minimum is flat
             a, b = low + (high - low) // 3, high - (high - low) // 3
             low, high = (low, b) if self.trial(a).error <= self.trial(b).error else (a, high)
-        return min((self.trial(dial) for dial in (low, (low + high) // 2, high, top)), key=lambda tried: tried.error)
+        return min(
+            (self.trial(dial) for dial in (low, (low + high) // 2, high, top)), key=lambda tried: tried.error
+        )
 
 
 def refuse(budget: Budget, best: Trial, source_bytes: int, elements: int, blocked: str) -> BudgetError:
-    """The error that says why ``budget`` cannot be met and what can; ``blocked`` names what stands in the way."""
+    """The error that says why ``budget`` cannot be met and what can; ``blocked`` names what is in the way."""
+    # rounded to the side on which it can be had
     can = {
-        "ratio": f"--ratio {int(source_bytes / best.nbytes * 100) / 100:g}",
-        "error": f"--error {_up(best.error):g}",
-        "bits_per_param": f"--bits-per-param {_up(8 * best.nbytes / elements):g}",
+        "ratio": f"--ratio {source_bytes * 100 // best.nbytes / 100:.12g}",
+        "error": f"--error {math.ceil(Fraction(best.error) * 10_000) / 10_000:.12g}",
+        "bits_per_param": f"--bits-per-param {-(-80_000 * best.nbytes // elements) / 10_000:.12g}",
     }
     kind = next((name for name, value in budget.recipe().items() if value is not None), "bits_per_param")
     return BudgetError(f"{budget} cannot be met{blocked}; the best that can be had is {can[kind]}")
-
-
-def _up(x: float) -> float:
-    return math.ceil(x * 10_000) / 10_000

@@ -1,8 +1,9 @@
-"""What compression methods are given and what they hand back, so that budgets are solved once for all of them.
+"""What compression methods are given and what they hand back, so that budgets are solved once for all of
+them.
 
-A method gets the :class:`Factors` of every module and returns a :class:`Family`: codings on one dial, larger and
-better as it turns up. :mod:`paring.budget` finds the dial. :func:`errors` measures what a coding lost, on the very
-values that a reader will decode.
+A method gets the :class:`Factors` of every module and returns a :class:`Family`: codings on one dial, larger
+and better as it turns up. :mod:`paring.budget` finds the dial. :func:`loss_of` measures what a coding lost, on
+the very values that a reader will decode.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ F32 = npt.NDArray[np.float32]
 class Factors:
     """One module: A ``(r, in)`` and B ``(out, r)`` in fp32, under the names of their tensors.
 
-    An (IA)^3 vector l is a module whose delta is ``l - 1``: A ``(1, n)`` holds it, ``b`` is None and B is ``[[1]]``.
-    ``scale`` multiplies the product. ``dtypes`` and ``shapes`` are those of the stored tensors a, b.
+    An (IA)^3 vector l is a module whose delta is ``l - 1``: A ``(1, n)`` holds it, ``b`` is None and B is
+    ``[[1]]``. ``scale`` multiplies the product. ``dtypes`` and ``shapes`` are those of the stored tensors a,
+    b.
     """
 
     name: str
@@ -52,7 +54,7 @@ class Coded:
 
 
 class Family(Protocol):
-    """Codings on one dial, ``0 <= dial < dials``; larger dials take more bytes and lose less (nearly always)."""
+    """Codings on one dial, ``0 <= dial < dials``: larger dials take more bytes and lose less, nearly."""
 
     dials: int
     scan: int  #: how many dials beyond one that is too large may be small enough again
@@ -63,7 +65,7 @@ class Family(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What a coding lost of one module: ``lost`` and ``energy`` are squared Frobenius norms of scaled deltas."""
+    """What a coding lost of a module: ``lost``, ``energy`` are squared Frobenius norms of scaled deltas."""
 
     lost: float
     energy: float
@@ -80,6 +82,7 @@ def values(item: Ternary, dtype: str) -> npt.NDArray[np.float64]:
     scale = from_f32(item.scale, dtype, "a scale")
     wide = scale.data.astype(np.float64) if dtype == "F64" else scale.f32().astype(np.float64)
     trits = to_trits(item)
+    out: npt.NDArray[np.float64]
     if item.layout == "rows":
         return trits * wide.reshape(-1, *[1] * (trits.ndim - 1))
     if item.layout == "columns":
@@ -88,19 +91,13 @@ def values(item: Ternary, dtype: str) -> npt.NDArray[np.float64]:
 
 
 def loss_of(factors: Factors, a: Ternary, b: Ternary | None) -> Loss:
-    """The loss of a module whose tensors are coded as ``a`` and ``b``. Costs ``O((in + out) r^2)``, in fp64."""
+    """The loss of a module whose tensors are coded as ``a`` and ``b``; ``O((in + out) r^2)``, in fp64."""
     if b is not None:
         A = values(a, factors.dtypes[0]).reshape(factors.A.shape)
         return _loss(factors, A, values(b, factors.dtypes[1]).reshape(factors.B.shape))
     # 1 + value is what gets rounded to the stored dtype
     vector = from_f32(values(a, "F64") + 1.0, factors.dtypes[0], factors.a).f32() - np.float32(1)
     return _loss(factors, vector.reshape(factors.A.shape), factors.B)
-
-
-def losses(modules: Sequence[Factors], coded: Coded) -> list[Loss]:
-    """The loss of every module under a coding, in order."""
-    tensors = coded.tensors
-    return [loss_of(factors, tensors[factors.a], tensors[factors.b] if factors.b else None) for factors in modules]
 
 
 def measured(modules: Sequence[Factors], tensors: Mapping[str, Stored]) -> list[Loss]:

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from paring.errors import BadFileError, BadValueError, BudgetError
 from paring.factors import factor_names, read_factors
 from paring.packed import open_packed
 from paring.packing import Image, Payload, Spec, stored_payloads, ternary_payloads
-from paring.plan import CompressPlan
+from paring.plan import CompressPlan, is_scalar
 from paring.report import CarriedReport, ModuleReport, Report, peak_rss_bytes
+
+_log = logging.getLogger("paring")
 
 
 def run(plan: CompressPlan, *, dry_run: bool = False) -> Report:
@@ -31,13 +34,18 @@ def run(plan: CompressPlan, *, dry_run: bool = False) -> Report:
     Raises BadValueError for NaN or infinity, BudgetError for a budget that cannot be met, OutputError.
     """
     started = time.perf_counter()
+    _log.info("reading %s tensors", f"{len(plan.source.tensors):,}")
     modules, source_digest = _read(plan)
     carried = _carried(plan)
     found, coded, image = _solve(plan, modules, carried, source_digest)
     if not dry_run:
         decoded = digest(image.decoded())
-        plan.output.parent.mkdir(parents=True, exist_ok=True)
-        image.write(plan.output, decoded, lambda path: _recheck(path, decoded, modules, found), overwrite=plan.overwrite)
+        image.write(
+            plan.output,
+            decoded,
+            lambda path: _recheck(path, decoded, modules, found),
+            overwrite=plan.overwrite,
+        )
     return Report(
         command="compress",
         inputs=[str(plan.source.path)],
@@ -86,9 +94,11 @@ def _carried(plan: CompressPlan) -> list[Payload]:
     items = []
     for tensor in plan.carried:
         stored = plan.source.read(tensor.name)
-        narrow = plan.carry == "fp16" and stored.dtype in ("F32", "F64", "BF16")
+        narrow = (
+            plan.carry == "fp16" and stored.dtype in ("F32", "F64") and not is_scalar(plan.source, tensor)
+        )
         spec = Spec(tensor.name, stored.dtype, stored.shape, "F16" if narrow else None)
-        items.append((spec, from_f32(stored.f32(), "F16", tensor.name) if narrow else stored))
+        items.append((spec, from_f32(stored.data, "F16", tensor.name) if narrow else stored))
     return stored_payloads(items)
 
 
@@ -103,12 +113,14 @@ def _solve(
     def build(dial: int) -> tuple[list[Loss], Coded, Image]:
         coded = family.encode(dial)
         found = [loss(f, coded.tensors[f.a], coded.tensors[f.b] if f.b else None) for f in modules]
-        return found, coded, Image([*_payloads(modules, coded), *carried], {**facts, **_told(found)})
+        return found, coded, Image([*_payloads(modules, coded), *carried], {**facts, **_told(modules, found)})
 
     @cache  # of the figures only: codings of large adapters are not kept
     def trial(dial: int) -> Trial:
         found, _, image = build(dial)
-        return Trial(dial, image.nbytes, total_error(found))
+        tried = Trial(dial, image.nbytes, total_error(found))
+        _log.info("solving the budget: %s bytes lose %.4f", f"{tried.nbytes:,}", tried.error)
+        return tried
 
     if family.fixed is not None:
         return build(family.fixed)
@@ -130,8 +142,8 @@ def _refusal(plan: CompressPlan, dials: Dials, carried: Sequence[Payload]) -> Bu
     if weight > smallest.nbytes // 4:
         largest = max(plan.carried, key=lambda tensor: tensor.nbytes)
         blocked += (
-            f", {weight} of them for {len(plan.carried)} carried tensors such as {largest.name} ({largest.why}; "
-            "see --carry)"
+            f", {weight} of them for {len(plan.carried)} carried tensors such as {largest.name} "
+            f"({largest.why}; see --carry)"
         )
     return refuse(plan.budget, smallest, plan.source.nbytes, plan.elements, blocked)
 
@@ -158,17 +170,18 @@ def _facts(plan: CompressPlan, source_digest: str) -> dict[str, Any]:
         "source": source,
         "config": config,
         "metadata": plan.source.metadata,
-        "dropped": [tensor.name for tensor in plan.adapter.carried] if plan.carry == "drop" else [],
+        "dropped": [tensor.name for tensor in plan.dropped],
     }
     return {key: value for key, value in facts.items() if value or key == "recipe"}
 
 
-def _told(found: Sequence[Loss]) -> dict[str, Any]:
-    """Losses as the manifest tells them: relative errors to four places, counts exact."""
-    errors = [round(loss.error * 10_000) for loss in found]
+def _told(modules: Sequence[Factors], found: Sequence[Loss]) -> dict[str, Any]:
+    """Losses as the manifest tells them: relative errors to four places, counts exact, modules by name."""
+    pairs = sorted(zip(modules, found, strict=True), key=lambda pair: pair[0].name)
+    errors = [round(loss.error * 10_000) for _, loss in pairs]
     return {
         "error": round(total_error(found), 6),
-        "modules": {"error": errors, "nonzero": [loss.nonzero for loss in found]},
+        "modules": {"error": errors, "nonzero": [loss.nonzero for _, loss in pairs]},
     }
 
 
@@ -180,7 +193,9 @@ def _recheck(path: Path, expected: str, modules: Sequence[Factors], found: Seque
             raise BadFileError(f"{path}: what was written does not read back the same; is the disk sound?")
         again = total_error(measured(modules, tensors))
         if abs(again - total_error(found)) > 1e-6:
-            raise BadFileError(f"{path}: decodes to an error of {again:g}, not {total_error(found):g}: please report this")
+            raise BadFileError(
+                f"{path}: decodes to an error of {again:g}, not {total_error(found):g}: please report this"
+            )
 
 
 def _module_reports(modules: Sequence[Factors], found: Sequence[Loss], coded: Coded) -> list[ModuleReport]:
@@ -198,12 +213,16 @@ def _warnings(plan: CompressPlan, modules: Sequence[Factors], found: Sequence[Lo
     out = []
     if not sum(loss.energy for loss in found):
         out.append("this adapter changes nothing: every update is zero")
-    emptied = [f.name for f, loss in zip(modules, found, strict=True) if loss.energy and loss.lost >= loss.energy * (1 - 1e-9)]
+    emptied = [
+        factors.name
+        for factors, loss in zip(modules, found, strict=True)
+        if loss.energy and loss.lost >= loss.energy * (1 - 1e-9)
+    ]
     if emptied:
         out.append(
-            f"{len(emptied)} of {len(modules)} modules decode to the base model's weights, {emptied[0]} among them: "
-            "one of their factors kept nothing"
+            f"{len(emptied)} of {len(modules)} modules decode to the base model's weights, "
+            f"{emptied[0]} among them: one of their factors kept nothing"
         )
-    if plan.carry == "drop" and plan.adapter.carried:
-        out.append(f"{len(plan.adapter.carried)} tensors dropped, {plan.adapter.carried[0].name} among them")
+    if plan.dropped:
+        out.append(f"{len(plan.dropped)} tensors dropped, {plan.dropped[0].name} among them")
     return out

@@ -18,8 +18,11 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 
-def run(source: str | Path, output: str | Path, *, dtype: str | None, overwrite: bool, threads: int) -> Report:
-    """Decode ``source`` to ``output``: a file when that ends in .safetensors, else a folder with its configuration.
+def run(
+    source: str | Path, output: str | Path, *, dtype: str | None, overwrite: bool, threads: int
+) -> Report:
+    """Decode ``source`` to ``output``: a file when that ends in .safetensors, else a folder with its
+    configuration.
 
     ``dtype`` (fp64, fp32, fp16, bf16) is for the floating-point tensors; None keeps each one's own. Raises
     OptionError, UnsupportedError for a file that is not packed, BadFileError, OutputError.
@@ -66,12 +69,16 @@ def _write_folder(
     overwrite: bool,
 ) -> int:
     config = opened.config(CONFIG)
-    name = WEIGHTS if config else Path(opened.facts.get("source", {}).get("name", WEIGHTS)).stem + ".safetensors"
+    name = (
+        WEIGHTS if config else Path(opened.facts.get("source", {}).get("name", WEIGHTS)).stem + ".safetensors"
+    )
     atomic.check_room(target, nbytes)
     with atomic.atomic_folder(target, overwrite) as folder:
         write_safetensors(folder / name, stream, opened.metadata, layout=layout)
         if config:
-            (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            (folder / CONFIG).write_text(
+                json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+            )
         return (folder / name).stat().st_size
 
 

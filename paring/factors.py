@@ -28,11 +28,15 @@ def read_factors(adapter: Adapter, parts: Mapping[str, Stored] | None = None) ->
         a, b = read(module.a), read(module.b)
         A, B = a.f32().reshape(module.rank, module.n_in), b.f32().reshape(module.n_out, module.rank)
         out.append(
-            Factors(module.name, module.a, module.b, A, B, module.scale, (a.dtype, b.dtype), (a.shape, b.shape))
+            Factors(
+                module.name, module.a, module.b, A, B, module.scale, (a.dtype, b.dtype), (a.shape, b.shape)
+            )
         )
     for vector in adapter.vectors:
         stored = read(vector.tensor)
         delta = (stored.f32() - np.float32(1)).reshape(1, -1)
         one = np.ones((1, 1), np.float32)
-        out.append(Factors(vector.name, vector.tensor, None, delta, one, 1.0, (stored.dtype,), (stored.shape,)))
+        out.append(
+            Factors(vector.name, vector.tensor, None, delta, one, 1.0, (stored.dtype,), (stored.shape,))
+        )
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from paring.adapters.view import Adapter
 from paring.checkpoint import Checkpoint, digest_sorted
 from paring.dtypes import Stored, first_nonfinite
 from paring.errors import BadFileError, OptionError, ParingError
-from paring.factors import read_factors
-from paring.packed import Packed, open_source
+from paring.factors import factor_names, read_factors
+from paring.packed import Held, Packed, open_source
 from paring.packing import MANIFEST
 from paring.report import CarriedReport, Inspection, ModuleReport, Verification
 
@@ -21,8 +22,8 @@ from paring.report import CarriedReport, Inspection, ModuleReport, Verification
 def inspect(path: str | Path) -> Inspection:
     """Kind, dialect, base, modules with rank and scale, and every other tensor; no factor is read or decoded.
 
-    Raises BadFileError or UnsupportedError for a file that cannot be opened; incomplete pairs and the like are
-    listed in ``problems`` instead.
+    Raises BadFileError or UnsupportedError for a file that cannot be opened; incomplete pairs and the like
+    are listed in ``problems`` instead.
     """
     opened = open_source(path)
     adapter = adapters.read(opened)
@@ -44,36 +45,40 @@ def inspect(path: str | Path) -> Inspection:
 
 
 def _modules(adapter: Adapter) -> list[ModuleReport]:
-    told = adapter.checkpoint.facts.get("modules", {}) if isinstance(adapter.checkpoint, Packed) else {}
-    names = {**{m.name: (m.a, m.b) for m in adapter.modules}, **{v.name: (v.tensor,) for v in adapter.vectors}}
-    place = {name: i for i, name in enumerate(names)}
-    out = []
+    recorded = _recorded(adapter)
+    pairs = [
+        ModuleReport(
+            module.name,
+            (module.n_out, module.n_in),
+            module.rank,
+            scale=module.scale,
+            scale_source=module.scale_source,
+            **recorded(module.name, module.rank * (module.n_in + module.n_out)),
+        )
+        for module in adapter.modules
+    ]
+    vectors = [
+        ModuleReport(vector.name, (1, vector.numel), **recorded(vector.name, vector.numel))
+        for vector in adapter.vectors
+    ]
+    return pairs + vectors
 
-    def recorded(kind: str, name: str) -> int | None:
-        values = told.get(kind, [])
-        return values[place[name]] if len(values) == len(names) else None
 
-    for module in adapter.modules:
-        kept, error = recorded("nonzero", module.name), recorded("error", module.name)
-        numel = module.rank * (module.n_in + module.n_out)
-        out.append(
-            ModuleReport(
-                module.name, (module.n_out, module.n_in), module.rank,
-                density=None if kept is None else kept / numel,
-                error=None if error is None else error / 10_000,
-                scale=module.scale, scale_source=module.scale_source,
-            )
-        )  # fmt: skip
-    for vector in adapter.vectors:
-        kept, error = recorded("nonzero", vector.name), recorded("error", vector.name)
-        out.append(
-            ModuleReport(
-                vector.name, (1, vector.numel),
-                density=None if kept is None else kept / vector.numel,
-                error=None if error is None else error / 10_000,
-            )
-        )  # fmt: skip
-    return out
+def _recorded(adapter: Adapter) -> Callable[[str, int], dict[str, Any]]:
+    """What a packed file tells of a module of so many parameters: density and error, or nothing."""
+    opened = adapter.checkpoint
+    told = opened.facts.get("modules", {}) if isinstance(opened, Packed) else {}
+    names = sorted([module.name for module in adapter.modules] + [vector.name for vector in adapter.vectors])
+    columns = [told.get(key, []) for key in ("nonzero", "error")]
+    if any(len(column) != len(names) for column in columns):
+        return lambda name, numel: {}
+    by_name = dict(zip(names, zip(*columns, strict=True), strict=True))
+
+    def recorded(name: str, numel: int) -> dict[str, Any]:
+        nonzero, error = by_name[name]
+        return {"density": nonzero / numel, "error": error / 10_000}
+
+    return recorded
 
 
 def _packed(opened: Packed) -> dict[str, Any]:
@@ -89,7 +94,12 @@ def _packed(opened: Packed) -> dict[str, Any]:
         "digest": opened.digest_recorded,
         "manifest_bytes": opened.container.tensors[MANIFEST].nbytes,
         "payloads": [
-            {"entry": held.entry, "codec": f"{held.codec}/{held.version}", "bytes": held.nbytes, "tensors": len(held.specs)}
+            {
+                "entry": held.entry,
+                "codec": f"{held.codec}/{held.version}",
+                "bytes": held.nbytes,
+                "tensors": len(held.specs),
+            }
             for held in opened.payloads
         ],
     }
@@ -102,38 +112,38 @@ def verify(path: str | Path, source: str | Path | None = None) -> Verification:
     Raises BadFileError only for a file that cannot be opened at all; what fails is listed in the report.
     """
     opened = open_source(path)
-    passed: list[str] = []
-    failed: list[str] = []
-
-    def run(what: str, check: Callable[[], str | None]) -> None:
-        try:
-            trouble = check()
-        except ParingError as error:
-            trouble = str(error)
-        failed.append(f"{what}: {trouble}") if trouble else passed.append(what)
-
+    if source is not None and not isinstance(opened, Packed):
+        raise OptionError(f"--source: {path} is not a packed file; there is no recorded error to check")
+    found = Verification(inputs=[str(path)])
     if isinstance(opened, Packed):
         for held in opened.payloads:
-            run(f"checksum of payload {held.entry!r}", lambda held=held: _nothing(opened.payload(held)))  # type: ignore[misc]
-    run("complete pairs", lambda: _first(adapters.read(opened).problems))
-    run("finite values" + (" and digest of decoded tensors" if isinstance(opened, Packed) else ""), lambda: _values(opened))
-    error = recorded = None
-    if source is not None:
-        if not isinstance(opened, Packed):
-            raise OptionError(f"--source: {path} is not a packed file; there is no recorded error to check")
-        recorded = float(opened.facts.get("error", 0.0))
+            _check(found, f"checksum of payload {held.entry!r}", partial(_checksum, opened, held))
+    _check(found, "complete pairs", lambda: _first(adapters.read(opened).problems))
+    digest_too = " and digest of decoded tensors" if isinstance(opened, Packed) else ""
+    _check(found, "finite values" + digest_too, lambda: _values(opened))
+    if source is not None and isinstance(opened, Packed):
         original = open_source(source)
-        run("digest of the source", lambda: _same_source(opened, original))
-        if not failed:
-            error = _error(opened, original)
-            run("recorded error", lambda: None if abs(error - recorded) <= 1e-5 else f"{error:.6f}, recorded {recorded:.6f}")
-    return Verification(
-        inputs=[str(path)], ok=not failed, passed=passed, failed=failed, error=error, error_recorded=recorded
-    )
+        _check(found, "digest of the source", lambda: _same_source(opened, original))
+        if found.ok:
+            recorded = float(opened.facts.get("error", 0.0))
+            _check(found, "recorded error", lambda: _loss(found, opened, original, recorded))
+    return found
 
 
-def _nothing(_: object) -> None:
-    """A check that fails only by raising."""
+def _check(found: Verification, what: str, check: Callable[[], str | None]) -> None:
+    """Note in ``found`` whether ``check`` returns a trouble, or raises one."""
+    try:
+        trouble = check()
+    except ParingError as error:
+        trouble = str(error)
+    if trouble:
+        found.failed.append(f"{what}: {trouble}")
+    else:
+        found.passed.append(what)
+
+
+def _checksum(opened: Packed, held: Held) -> None:
+    opened.payload(held)
 
 
 def _first(problems: Iterable[str]) -> str | None:
@@ -162,6 +172,12 @@ def _same_source(opened: Packed, original: Checkpoint) -> str | None:
     return None if original.digest() == recorded else f"{original.path} is not what this file was made of"
 
 
-def _error(opened: Packed, original: Checkpoint) -> float:
-    modules = read_factors(adapters.read(original))
-    return coding.total_error(coding.measured(modules, dict(opened.read_all())))
+def _loss(found: Verification, opened: Packed, original: Checkpoint, recorded: float) -> str | None:
+    """Whether ``opened`` loses as much of ``original`` as it says; notes both errors in ``found``."""
+    adapter = adapters.read(original)
+    for name in factor_names(adapter):
+        if name not in opened or opened.tensors[name].shape != original.tensors[name].shape:
+            return f"{name} is not in {opened.path} as it is in {original.path}"
+    loss = coding.total_error(coding.measured(read_factors(adapter), dict(opened.read_all())))
+    found.error, found.error_recorded = loss, recorded
+    return None if abs(loss - recorded) <= 1e-5 else f"{loss:.6f}, recorded {recorded:.6f}"

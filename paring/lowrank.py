@@ -27,18 +27,21 @@ def energy(A: Floats, B: Floats) -> float:
 
 
 def distance(A1: Floats, B1: Floats, A2: Floats, B2: Floats) -> float:
-    """``||B1 @ A1 - B2 @ A2||_F^2``, by QR of the stacked factors (no cancellation for near-equal products)."""
+    """``||B1 @ A1 - B2 @ A2||_F^2``, by QR of the stacked factors: near-equal products do not cancel."""
     left = np.concatenate([B1, -np.asarray(B2)], axis=1, dtype=np.float64)  # (out, r1 + r2)
     right = np.concatenate([A1, A2], axis=0, dtype=np.float64)  # (r1 + r2, in)
-    core = np.linalg.qr(left, mode="r") @ np.linalg.qr(right.T, mode="r").T
+    r_left: F64 = np.linalg.qr(left, mode="r")
+    r_right: F64 = np.linalg.qr(right.T, mode="r")
+    core = r_left @ r_right.T
     return float((core * core).sum())
 
 
 def svd(A: Floats, B: Floats) -> tuple[F64, F64, F64]:
-    """Thin SVD ``B @ A = U @ diag(s) @ V``: U ``(out, k)``, s ``(k,)`` descending, V ``(k, in)``, k = min(r, in, out).
+    """Thin SVD ``B @ A = U @ diag(s) @ V``: U ``(out, k)``, s ``(k,)`` descending, V ``(k, in)``, k = min(r,
+    in, out).
 
-    Signs are fixed (the entry of largest magnitude in each column of U is positive), so that the result does not
-    depend on the LAPACK build more than by rounding. QR of both factors, SVD of the r x r core.
+    Signs are fixed (the entry of largest magnitude in each column of U is positive), so that the result does
+    not depend on the LAPACK build more than by rounding. QR of both factors, SVD of the r x r core.
     """
     q_b, r_b = np.linalg.qr(B.astype(np.float64))
     q_a, r_a = np.linalg.qr(A.T.astype(np.float64))

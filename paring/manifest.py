@@ -1,27 +1,29 @@
 """The manifest of a packed file: one JSON object, deflated with a preset dictionary, behind its CRC-32.
 
-On a small adapter names and configuration would outweigh the weights. The dictionary below holds what most of them
-have in common, so that what is left is what sets this adapter apart. It is part of format version 1 and may never
-change: a new one needs a new format version.
+On a small adapter names and configuration would outweigh the weights. The dictionary below holds what most
+of them have in common, so that what is left is what sets this adapter apart. It is part of format version 1
+and may never change: a new one needs a new format version.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 from paring.errors import BadFileError
 from paring.untrusted import parse_json
 
-MAX_MANIFEST = 100_000_000  # bytes, inflated
+MAX_MANIFEST = 32_000_000  # bytes, inflated: some 300,000 names
 
 _MODULES = (
-    "base_model.model.model.layers.10.self_attn.q_proj.lora_A.weight k_proj v_proj o_proj.lora_B.weight "
-    "mlp.gate_proj up_proj down_proj transformer.h.0.attn.c_attn c_proj mlp.c_fc distilbert.transformer.layer.0."
-    "attention.q_lin v_lin pre_classifier.weight classifier.bias score roberta.encoder.layer. bert.encoder.layer. "
-    "decoder.layers.0.encoder_attn.q_proj unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q to_k to_v "
-    "to_out.0 ff.net.0.proj up_blocks mid_block text_encoder.text_model.encoder.layers.0. lora_unet_ lora_te_ "
+    "base_model.model.model.layers.10.self_attn.q_proj.lora_A.weight k_proj v_proj "
+    "o_proj.lora_B.weight mlp.gate_proj up_proj down_proj transformer.h.0.attn.c_attn c_proj mlp.c_fc "
+    "distilbert.transformer.layer.0.attention.q_lin v_lin pre_classifier.weight classifier.bias score "
+    "roberta.encoder.layer. bert.encoder.layer. decoder.layers.0.encoder_attn.q_proj "
+    "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q to_k to_v to_out.0 ff.net.0.proj "
+    "up_blocks mid_block text_encoder.text_model.encoder.layers.0. lora_unet_ lora_te_ "
     ".lora_down.weight .lora_up.weight .alpha processor.to_k_lora.down.weight lora.up.weight "
     '"base_model.model.encoder.layer.0.intermediate.dense.lora_A.weight",'
     '"base_model.model.encoder.layer.0.intermediate.dense.lora_B.weight",'
@@ -58,8 +60,8 @@ DICTIONARY = (_MODULES + _CONFIG + _FRAME).encode()
 
 
 def dump(manifest: dict[str, Any]) -> bytes:
-    """The deflated JSON (keys sorted, no spaces), padded with zeros so that all is a multiple of 8 bytes, behind its
-    CRC-32 (uint32, little endian).
+    """The deflated JSON (keys sorted, no spaces), padded with zeros so that all is a multiple of 8 bytes,
+    behind its CRC-32 (uint32, little endian).
     """
     text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=DICTIONARY)
@@ -68,7 +70,7 @@ def dump(manifest: dict[str, Any]) -> bytes:
     return zlib.crc32(body).to_bytes(4, "little") + body
 
 
-def load(raw: bytes, where: str) -> dict[str, Any]:
+def load(raw: bytes | memoryview, where: str) -> dict[str, Any]:
     """The manifest in ``raw``. Raises BadFileError for damage, naming ``where``."""
     if len(raw) < 4 or zlib.crc32(raw[4:]) != int.from_bytes(raw[:4], "little"):
         raise BadFileError(f"{where}: the manifest is damaged (its checksum differs)")
@@ -79,4 +81,51 @@ def load(raw: bytes, where: str) -> dict[str, Any]:
         raise BadFileError(f"{where}: the manifest cannot be inflated") from None
     if not inflate.eof or any(inflate.unused_data):
         raise BadFileError(f"{where}: the manifest is cut short or larger than {MAX_MANIFEST} bytes")
-    return parse_json(text, f"{where}: the manifest")
+    facts = parse_json(text, f"{where}: the manifest")
+    for key, sound in _SOUND.items():
+        if key in facts and not sound(facts[key]):
+            raise BadFileError(f"{where}: the manifest makes no sense: {key} is {str(facts[key])[:40]!r}")
+    return facts
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300  # type: ignore[arg-type]
+
+
+def _is_source(value: object) -> bool:
+    if not isinstance(value, dict) or set(value) != {"name", "bytes", "sha256"}:
+        return False
+    name, nbytes = value["name"], value["bytes"]
+    # a file is made under this name: it must not be a path
+    plain = _is_text(name) and 0 < len(name) <= 255 and name.strip(".") and not set(name) & set("/\\:\0")
+    return bool(plain) and type(nbytes) is int and 0 < nbytes < 1 << 63 and _is_text(value["sha256"])
+
+
+def _is_measured(value: object) -> bool:
+    columns = value.values() if isinstance(value, dict) else [None]
+    return all(isinstance(column, list) and all(type(x) is int for x in column) for column in columns)
+
+
+def _is_shallow(value: object, depth: int = 64) -> bool:
+    """Whether JSON nests at most ``depth`` deep, so that what is written of it later can be, too."""
+    if not isinstance(value, dict | list):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return depth > 0 and all(_is_shallow(item, depth - 1) for item in inner)
+
+
+#: key -> whether its value is of the type that ``docs/format.md`` gives it; a missing key is sound
+_SOUND: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("tool", "dialect", "kind", "method"), _is_text),
+    "error": _is_number,
+    "source": _is_source,
+    "modules": _is_measured,
+    "recipe": lambda value: isinstance(value, dict) and _is_shallow(value),
+    "config": lambda value: isinstance(value, dict) and _is_shallow(value),
+    "metadata": lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
+    "dropped": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+}

@@ -1,12 +1,13 @@
 """Reading packed files: a packed file is a checkpoint whose tensors are decoded as they are read.
 
-The container is an ordinary ``.safetensors`` file, already checked by :mod:`paring.checkpoint`. Its manifest says
-what is in it; each payload carries a CRC-32, checked whenever it is read. An unknown codec refuses only the tensors
-that need it. ``docs/format.md`` is the specification.
+The container is an ordinary ``.safetensors`` file, already checked by :mod:`paring.checkpoint`. Its
+manifest says what is in it; each payload carries a CRC-32, checked whenever it is read. An unknown codec
+refuses only the tensors that need it. ``docs/format.md`` is the specification.
 """
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,16 +15,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from paring import codecs, manifest
-from paring.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from paring.checkpoint import Checkpoint, TensorInfo, digest, open_checkpoint
 from paring.codecs import ternary
 from paring.codecs.ternary import Ternary
 from paring.dtypes import FLOATS, STORAGE, Stored, itemsize, numel
 from paring.errors import BadFileError, UnsupportedError
-from paring.packing import FORMAT, MANIFEST, VERSION, Spec
-from paring.safetensors_io import MAX_AXES
+from paring.packing import FORMAT, MANIFEST, VERSION, Spec, padded
+from paring.safetensors_io import MAX_AXES, raw_bytes
+
+_MOST_ELEMENTS = 1 << 60  # of a tensor, empty axes left out: sizes in bytes then fit 63 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,8 @@ class Held:
 
 @dataclass(eq=False)
 class Packed(Checkpoint):
-    """An open packed file. ``tensors`` and ``metadata`` are those of what it decodes to; ``nbytes`` is its own size.
+    """An open packed file. ``tensors`` and ``metadata`` are those of what it decodes to; ``nbytes`` is its
+    own size.
 
     ``facts`` is the manifest, ``digest_recorded`` the canonical digest of the decoded tensors as written.
     """
@@ -52,13 +54,15 @@ class Packed(Checkpoint):
     threads: int = 1
 
     def read(self, name: str) -> Stored:
-        """Decode one tensor, in the dtype of the source. Reads only its payload and decodes only its blocks."""
+        """Decode one tensor, in the dtype of the source. Reads only its payload and decodes only its
+        blocks."""
         return next(self.read_all([name]))[1]
 
     def read_all(self, names: list[str] | None = None) -> Iterator[tuple[str, Stored]]:
         """Decode many tensors, payload by payload.
 
-        Raises BadFileError for damage, naming the payload, and UnsupportedError for a codec of a newer paring.
+        Raises BadFileError for damage, naming the payload, and UnsupportedError for a codec of a newer
+        paring.
         """
         wanted = set(self.tensors if names is None else names)
         if unknown := wanted - self.tensors.keys():
@@ -67,10 +71,17 @@ class Packed(Checkpoint):
             select = [i for i, spec in enumerate(held.specs) if spec.name in wanted]
             if select:
                 codec = self._codec(held)
-                shapes, dtypes = [spec.shape for spec in held.specs], [spec.payload_dtype for spec in held.specs]
+                shapes, dtypes = (
+                    [spec.shape for spec in held.specs],
+                    [spec.payload_dtype for spec in held.specs],
+                )
                 parts = codec.decode(self.payload(held), shapes, dtypes, select, self.threads)
                 for i, part in zip(select, parts, strict=True):
                     yield held.specs[i].name, held.specs[i].finish(part)
+
+    def digest(self) -> str:
+        """The canonical digest of what this file decodes to, payload by payload."""
+        return digest(self.read_all())
 
     def planes(self, name: str) -> Ternary:
         """One tensor as bit planes and scales, not dequantised. Raises UnsupportedError for other codecs."""
@@ -78,7 +89,9 @@ class Packed(Checkpoint):
             (held, i) for held in self.payloads for i, spec in enumerate(held.specs) if spec.name == name
         )
         if held.codec != ternary.ID or held.specs[index].ones:
-            raise UnsupportedError(f"{self.path}: {name} is not held as plain ternary planes but as {held.codec}")
+            raise UnsupportedError(
+                f"{self.path}: {name} is not held as plain ternary planes but as {held.codec}"
+            )
         codec = self._codec(held)
         found: Ternary = codec.planes(self.payload(held), [spec.shape for spec in held.specs], index)
         return found
@@ -90,12 +103,12 @@ class Packed(Checkpoint):
 
     def payload(self, held: Held) -> memoryview:
         """The bytes of a payload. Raises BadFileError when they are not those that were written."""
-        raw = self.container.read(held.entry).data.reshape(-1)
-        if held.nbytes > len(raw) or zlib.crc32(raw[: held.nbytes]) != held.crc:
+        raw = raw_bytes(self.container.read(held.entry))[: held.nbytes]
+        if zlib.crc32(raw) != held.crc:
             raise BadFileError(
                 f"{self.path}: payload {held.entry!r} is damaged (its checksum differs): get the file again"
             )
-        return memoryview(np.ascontiguousarray(raw))[: held.nbytes]
+        return raw
 
     def _codec(self, held: Held) -> ModuleType:
         codec = codecs.find(held.codec, held.version)
@@ -107,11 +120,11 @@ class Packed(Checkpoint):
         return codec
 
 
-def open_source(path: str | Path, threads: int = 1) -> Checkpoint:
-    """Open any checkpoint, packed files included. Raises what :func:`open_checkpoint` raises, and BadFileError or
-    UnsupportedError for a packed file that is damaged or newer than this paring.
+def open_source(path: str | os.PathLike[str], threads: int = 1) -> Checkpoint:
+    """Open any checkpoint, packed files included. Raises what :func:`open_checkpoint` raises, and
+    BadFileError or UnsupportedError for a packed file that is damaged or newer than this paring.
     """
-    container = open_checkpoint(path)
+    container = open_checkpoint(Path(path))
     return open_packed(container, threads) if is_packed(container) else container
 
 
@@ -125,26 +138,30 @@ def open_packed(container: Checkpoint, threads: int = 1) -> Packed:
     where = str(container.path)
     version = container.metadata.get("version")
     if version != VERSION:
-        raise UnsupportedError(f"{where} is a packed file of format version {version}; this paring reads {VERSION}: upgrade it")
+        raise UnsupportedError(
+            f"{where} is a packed file of format version {version}; this paring reads {VERSION}: upgrade it"
+        )
     if MANIFEST not in container.tensors:
         raise BadFileError(f"{where} calls itself a packed file but has no manifest")
-    raw = container.read(MANIFEST).data.reshape(-1).tobytes()
-    facts = manifest.load(raw, where)
+    facts = manifest.load(raw_bytes(container.read(MANIFEST)), where)
     try:
         tensors, payloads = _contents(container, facts)
-        metadata = {str(k): str(v) for k, v in dict(facts.get("metadata", {})).items()}
-        digest = container.metadata["digest"]
+        recorded = container.metadata["digest"]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise BadFileError(f"{where}: the manifest makes no sense ({type(error).__name__}: {error})") from None
+        raise BadFileError(
+            f"{where}: the manifest makes no sense ({type(error).__name__}: {error})"
+        ) from None
     return Packed(
-        container.path, container.files, tensors, metadata, container.nbytes,
-        container=container, facts=facts, payloads=payloads, digest_recorded=digest, threads=threads,
+        container.path, container.files, tensors, facts.get("metadata", {}), container.nbytes,
+        container=container, facts=facts, payloads=payloads, digest_recorded=recorded, threads=threads,
     )  # fmt: skip
 
 
-def _contents(container: Checkpoint, facts: Mapping[str, Any]) -> tuple[dict[str, TensorInfo], tuple[Held, ...]]:
+def _contents(
+    container: Checkpoint, facts: Mapping[str, Any]
+) -> tuple[dict[str, TensorInfo], tuple[Held, ...]]:
     """The tensors and payloads that a manifest names, checked against each other and the container."""
-    ones = set(facts.get("ones", ()))
+    ones = {_count(index) for index in facts.get("ones", ())}
     specs = [
         _spec(name, facts["specs"][_count(index)], i in ones)
         for i, (name, index) in enumerate(zip(facts["names"], facts["tensors"], strict=True))
@@ -155,22 +172,32 @@ def _contents(container: Checkpoint, facts: Mapping[str, Any]) -> tuple[dict[str
         )
         for spec in specs
     }
-    payloads, first = [], 0
+    payloads: list[Held] = []
+    first = 0
     for entry, codec, version, crc, nbytes, count in facts["payloads"]:
-        if entry not in container.tensors:
+        info = container.tensors.get(entry)
+        if info is None or entry == MANIFEST or not isinstance(codec, str):
             raise ValueError(f"payload {entry!r} is missing")
+        if info.dtype != "U8" or info.nbytes != padded(_count(nbytes)):
+            raise ValueError(f"payload {entry!r} has another size or dtype than its entry")
         held = tuple(specs[first : first + _count(count)])
-        payloads.append(Held(str(entry), str(codec), _count(version), _count(crc), _count(nbytes), held))
+        payloads.append(Held(entry, codec, _count(version), _count(crc), nbytes, held))
         first += count
-    if first != len(specs) or len(tensors) != len(specs):
+    if first != len(specs) or len(tensors) != len(specs) or max(ones, default=-1) >= len(specs):
         raise ValueError("names, tensors and payloads do not agree")
+    if len({held.entry for held in payloads}) < len(payloads):
+        raise ValueError("two payloads share an entry")
     return tensors, tuple(payloads)
 
 
 def _spec(name: object, spec: list[Any], ones: bool) -> Spec:
     dtype, shape, stored_as = spec[0], tuple(map(_count, spec[1])), spec[2] if len(spec) > 2 else None
-    if not isinstance(name, str) or dtype not in STORAGE or stored_as not in (None, *FLOATS) or len(shape) > MAX_AXES:
-        raise ValueError(f"tensor {name!r} has no sound dtype and shape")
+    floats = dtype in FLOATS and stored_as in (None, *FLOATS)
+    if not isinstance(name, str) or not (floats or (dtype in STORAGE and stored_as is None and not ones)):
+        raise ValueError(f"tensor {name!r} has no sound dtype")
+    if len(shape) > MAX_AXES or numel([axis for axis in shape if axis]) >= _MOST_ELEMENTS:
+        raise ValueError(f"tensor {name!r} has no sound shape")
+    name.encode()  # a lone surrogate, which no file can hold, is a ValueError
     return Spec(name, dtype, shape, stored_as, ones)
 
 

@@ -1,7 +1,8 @@
-"""Writing packed files: tensors to payloads, payloads and facts to a file. ``docs/format.md`` is the specification.
+"""Writing packed files: tensors to payloads, payloads and facts to a file. ``docs/format.md`` is the
+specification.
 
-Headers would outweigh small tensors, so tensors share payloads: those whose coding takes 64 KiB or more get one
-of their own, named after them; the rest of a codec's tensors are packed together.
+Headers would outweigh small tensors, so tensors share payloads: those whose coding takes 64 KiB or more get
+one of their own, named after them; the rest of a codec's tensors are packed together.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _ALIGN = 8
 class Spec:
     """A tensor as a reader will see it, and how its payload holds it.
 
-    ``stored_as`` is the dtype in the payload where that differs; ``ones`` says that the decoded values are added
-    to one, as for (IA)^3 vectors.
+    ``stored_as`` is the dtype in the payload where that differs; ``ones`` says that the decoded values are
+    added to one, as for (IA)^3 vectors.
     """
 
     name: str
@@ -104,7 +105,7 @@ class Image:
     @cached_property
     def entries(self) -> list[tuple[str, Stored]]:
         """The container's entries: the manifest and the payloads, each padded to 8 bytes."""
-        taken = {MANIFEST}
+        taken = {MANIFEST, "__metadata__"}
         named = []
         for payload in self.payloads:
             entry = payload.entry
@@ -112,27 +113,29 @@ class Image:
                 entry += "_"
             taken.add(entry)
             named.append((entry, payload))
-        table: list[tuple[str, tuple[int, ...], str | None]] = []
-        index = []
-        for spec in (spec for payload in self.payloads for spec in payload.specs):
-            key = (spec.dtype, spec.shape, spec.stored_as)
-            if key not in table:
-                table.append(key)
-            index.append(table.index(key))
         specs = [spec for payload in self.payloads for spec in payload.specs]
+        table: dict[tuple[str, tuple[int, ...], str | None], int] = {}
+        index = []
+        for spec in specs:
+            key = (spec.dtype, spec.shape, spec.stored_as)
+            index.append(table.setdefault(key, len(table)))
         told = {
             **self.facts,
             "names": [spec.name for spec in specs],
             "specs": [[dtype, list(shape), *([as_] if as_ else [])] for dtype, shape, as_ in table],
             "tensors": index,
             "payloads": [
-                [entry, p.codec, p.version, zlib.crc32(p.data), len(p.data), len(p.specs)] for entry, p in named
+                [entry, p.codec, p.version, zlib.crc32(p.data), len(p.data), len(p.specs)]
+                for entry, p in named
             ],
         }
         if ones := [i for i, spec in enumerate(specs) if spec.ones]:
             told["ones"] = ones
         blobs = [(MANIFEST, manifest.dump(told)), *((entry, p.data) for entry, p in named)]
-        return [(entry, Stored("U8", np.frombuffer(_padded(data), np.uint8))) for entry, data in blobs]
+        return [
+            (entry, Stored("U8", np.frombuffer(data + bytes(padded(len(data)) - len(data)), np.uint8)))
+            for entry, data in blobs
+        ]
 
     @cached_property
     def nbytes(self) -> int:
@@ -156,9 +159,11 @@ class Image:
         """The size of the manifest's entry."""
         return self.entries[0][1].nbytes
 
-    def write(self, path: Path, digest: str, check: Callable[[Path], None], *, overwrite: bool = False) -> None:
-        """Write the file, whole or not at all. ``digest`` is the canonical one of the decoded tensors; ``check``
-        reads the complete file again before it takes its place, and refuses it by raising.
+    def write(
+        self, path: Path, digest: str, check: Callable[[Path], None], *, overwrite: bool = False
+    ) -> None:
+        """Write the file, whole or not at all. ``digest`` is the canonical one of the decoded tensors;
+        ``check`` reads the complete file again before it takes its place, and refuses it by raising.
         """
         write_safetensors(path, self.entries, _metadata(digest), overwrite=overwrite, check=check)
 
@@ -167,5 +172,6 @@ def _metadata(digest: str) -> dict[str, str]:
     return {"format": FORMAT, "version": VERSION, "digest": digest}
 
 
-def _padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % _ALIGN)
+def padded(nbytes: int) -> int:
+    """The size of a container entry that holds ``nbytes`` bytes."""
+    return nbytes + -nbytes % _ALIGN

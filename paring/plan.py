@@ -1,7 +1,7 @@
 """What will happen, checked before it does: from headers, configuration and options alone.
 
-A :class:`CompressPlan` holds all that can be known before the first factor is read, and has refused whatever can be
-refused by then.
+A :class:`CompressPlan` holds all that can be known before the first factor is read, and has refused
+whatever can be refused by then.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from paring import adapters, atomic, registry
 from paring.adapters.view import Adapter, Carried
@@ -17,7 +17,7 @@ from paring.budget import Budget
 from paring.checkpoint import Checkpoint
 from paring.devices import pick
 from paring.dtypes import numel
-from paring.errors import OptionError, UnsupportedError
+from paring.errors import OptionError, OutputError, UnsupportedError
 from paring.packed import Packed, open_source
 from paring.registry import Method
 
@@ -58,9 +58,17 @@ class CompressPlan:
         return {**self.budget.recipe(), "carry": self.carry, **self.options}
 
     @property
+    def dropped(self) -> tuple[Carried, ...]:
+        """The tensors that are not factors, and are left out: never a scalar, which may be a module's
+        alpha."""
+        carried = self.adapter.carried if self.carry == "drop" else ()
+        return tuple(tensor for tensor in carried if not is_scalar(self.source, tensor))
+
+    @property
     def carried(self) -> tuple[Carried, ...]:
         """The tensors that are not factors, and stay in the file."""
-        return () if self.carry == "drop" else self.adapter.carried
+        dropped = {tensor.name for tensor in self.dropped}
+        return tuple(tensor for tensor in self.adapter.carried if tensor.name not in dropped)
 
 
 def plan_compress(
@@ -86,21 +94,38 @@ def plan_compress(
     if parsed.get("density") is not None and any(value is not None for value in budget.recipe().values()):
         raise OptionError(f"--density fixes what is kept, {budget} asks to have it solved: give one of them")
     threads, device = thread_count(threads), pick(device)
+    source = Path(source)
     checkpoint = open_source(source)
     if isinstance(checkpoint, Packed):
         raise UnsupportedError(f"{source} is packed already: `paring decompress` it first")
-    target = Path(output) if output is not None else default_output(Path(source))
+    target = Path(output) if output is not None else default_output(source)
     atomic.refuse_same_file(target, [source, *checkpoint.files])
     atomic.refuse_existing(target, overwrite)
+    _refuse_sealed(target)
     adapter = adapters.read(checkpoint)
     adapter.refuse_problems()
     if not adapter.modules and not adapter.vectors:
         raise UnsupportedError(_nothing(adapter))
     plan = CompressPlan(
-        checkpoint, adapter, chosen, parsed, budget, carry, target, overwrite, threads, device  # type: ignore[arg-type]
-    )
+        checkpoint, adapter, chosen, parsed, budget, cast("Carry", carry), target, overwrite, threads, device
+    )  # fmt: skip
     atomic.check_room(target, plan.most_bytes or checkpoint.nbytes // 4)
     return plan
+
+
+def is_scalar(source: Checkpoint, tensor: Carried) -> bool:
+    """Whether a carried tensor is a single number: an alpha, say, without which factors mean something
+    else."""
+    return source.tensors[tensor.name].numel == 1
+
+
+def _refuse_sealed(target: Path) -> None:
+    """Raise OutputError now when the folder of ``target`` cannot be written in or made."""
+    here = next(folder for folder in target.absolute().parents if os.path.lexists(folder))
+    if not here.is_dir():
+        raise OutputError(f"cannot write {target}: {here} is not a folder")
+    if not os.access(here, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {target}: {here} is read-only, or not yours to write in")
 
 
 def _nothing(adapter: Adapter) -> str:
@@ -141,7 +166,9 @@ def outputs(sources: list[Path], folder: Path) -> list[Path]:
     for name in named:
         if named.count(name) > 1:
             twins = [str(source) for source, own in zip(sources, named, strict=True) if own == name]
-            raise OptionError(f"{twins[0]} and {twins[1]} would both be written to {name}{SUFFIX}: compress them apart")
+            raise OptionError(
+                f"{twins[0]} and {twins[1]} would both be written to {name}{SUFFIX}: compress them apart"
+            )
     return [folder / (name + SUFFIX) for name in named]
 
 

@@ -1,10 +1,10 @@
 """Methods, found by file name and loaded on demand.
 
-``load("compress", "compeft")`` imports ``paring.compress.compeft`` and returns the function decorated there with
-:func:`method`; there is no list to edit. Another distribution adds methods through the entry-point groups
-``paring.compress``, ``paring.merge`` and ``paring.prune`` (entry point = the decorated function). Command-line
-options, their help, the recipe in the output and the documentation all come from the function's signature and
-docstring.
+``load("compress", "compeft")`` imports ``paring.compress.compeft`` and returns the function decorated there
+with :func:`method`; there is no list to edit. Another distribution adds methods through the entry-point
+groups ``paring.compress``, ``paring.merge`` and ``paring.prune`` (entry point = the decorated function).
+Command-line options, their help, the recipe in the output and the documentation all come from the function's
+signature and docstring.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ Sees = Literal["weights", "deltas", "modules"]
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One keyword-only argument of a method: ``choices`` for a Literal, else ``types`` (int, float, bool, str)."""
+    """A keyword-only argument of a method: ``types`` (int, float, bool, str) and a Literal's ``choices``."""
 
     name: str
     types: tuple[type, ...]
@@ -80,7 +80,7 @@ class Method:
         return (inspect.getdoc(self.function) or "").split("\n", 1)[0]
 
     def parse(self, given: Mapping[str, object]) -> dict[str, Any]:
-        """All options with their values, defaults filled in. Raises OptionError, suggesting the nearest name."""
+        """All options, defaults filled in. Raises OptionError; for a wrong name it suggests the nearest."""
         for name in given:
             if name not in self.options:
                 hint = nearest(name, self.options)
@@ -93,9 +93,9 @@ def method(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare a function as the method of the file it stands in.
 
-    ``sees`` says what it is given (weights, deltas or modules), ``reference`` where it comes from. Its keyword-only
-    arguments become options; the docstring's ``Options:`` section gives one line of help each (``name: help``).
-    ``presets`` are named sets of options; each becomes a flag (``--paper``).
+    ``sees`` says what it is given (weights, deltas or modules), ``reference`` where it comes from. Its
+    keyword-only arguments become options; the docstring's ``Options:`` section gives one line of help each
+    (``name: help``). ``presets`` are named sets of options; each becomes a flag (``--paper``).
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,7 +106,7 @@ def method(
 
 
 def describe(function: Callable[..., Any], kind: str, name: str) -> Method:
-    """Read a decorated function's signature and docstring. Raises TypeError for a function that is not one."""
+    """Read a decorated function's signature and docstring. Raises TypeError for any other function."""
     if not hasattr(function, "__paring__"):
         raise TypeError(f"{kind} method {name}: {function!r} is not decorated with @method")
     sees, reference, presets = function.__paring__
@@ -129,29 +129,45 @@ def _alternatives(hint: Any) -> tuple[tuple[type, ...], tuple[str, ...]]:
         return (), tuple(typing.get_args(hint))
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         parts = [_alternatives(part) for part in typing.get_args(hint)]
-        return tuple(t for kinds, _ in parts for t in kinds), tuple(c for _, choices in parts for c in choices)
+        return tuple(t for kinds, _ in parts for t in kinds), tuple(
+            c for _, choices in parts for c in choices
+        )
     return (hint,), ()
 
 
 def names(kind: Kind) -> list[str]:
     """The methods there are, sorted; nothing is imported."""
+    return sorted(_files(kind) | _entries(kind).keys())
+
+
+def _files(kind: Kind) -> set[str]:
+    """The methods that are files of ours; others begin with an underscore."""
     package = importlib.import_module(f"paring.{kind}")
     found = {path.stem for folder in package.__path__ for path in Path(folder).glob("*.py")}
-    found |= {entry.name for entry in entry_points(group=f"paring.{kind}")}
-    return sorted(name for name in found if not name.startswith("_"))
+    return {name for name in found if not name.startswith("_")}
+
+
+def _entries(kind: Kind) -> dict[str, EntryPoint]:
+    """The methods of other distributions; ``-`` and ``_`` are the same in a name."""
+    return {entry.name.replace("-", "_"): entry for entry in entry_points(group=f"paring.{kind}")}
 
 
 def load(kind: Kind, name: str) -> Method:
-    """Import one method by name. Raises OptionError, suggesting the nearest, when there is none."""
+    """Import one method by name; ours come before another distribution's of that name.
+
+    Raises OptionError, suggesting the nearest, when there is none.
+    """
     known = names(kind)
     wanted = name.replace("-", "_")
     if wanted not in known:
-        raise OptionError(f"there is no {kind} method {name!r}{nearest(wanted, known)}; `paring methods` lists them")
-    for entry in entry_points(group=f"paring.{kind}"):
-        if entry.name == wanted:
-            return describe(entry.load(), kind, wanted)
-    module = importlib.import_module(f"paring.{kind}.{wanted}")
-    return describe(getattr(module, wanted), kind, wanted)
+        raise OptionError(
+            f"there is no {kind} method {name!r}{nearest(wanted, known)}; `paring methods` lists them"
+        )
+    if wanted in _files(kind):
+        function = getattr(importlib.import_module(f"paring.{kind}.{wanted}"), wanted)
+    else:
+        function = _entries(kind)[wanted].load()
+    return describe(function, kind, wanted)
 
 
 def nearest(word: str, known: typing.Iterable[str]) -> str:

@@ -1,8 +1,7 @@
-"""What commands found and did: dataclasses in Python, JSON with ``--json``; the command line draws the tables."""
+"""What commands found and did: dataclasses in Python, JSON with ``--json``; tables are the command line's."""
 
 from __future__ import annotations
 
-import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ModuleReport:
-    """One module: shape ``(out, in)``; density, coded bits a parameter and relative error where they apply."""
+    """One module: shape ``(out, in)``; density, coded bits a parameter, relative error where they apply."""
 
     name: str
     shape: tuple[int, int]
@@ -42,7 +41,7 @@ class Jsonable:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items() if item is not None and item != ""}
+        return {key: _plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
@@ -50,8 +49,11 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report(Jsonable):
-    """What a command that writes did. Sizes in bytes; ``error`` is the total relative error; see the manual for
-    the definitions of ``ratio`` (as stored) and ``ratio_fp16`` (against 16 bits an element).
+    """What a command that writes did. Sizes in bytes.
+
+    ``ratio`` is ``bytes_in / bytes_out``, ``ratio_fp16`` the same against 16 bits an element of the source,
+    ``bits_per_param`` is 8 ``bytes_out`` over those elements, ``error`` the total relative error of the
+    updates.
     """
 
     command: str
@@ -93,20 +95,31 @@ class Inspection(Jsonable):
     packed: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Verification(Jsonable):
-    """Checks made on a file: name -> what was found; ``ok`` when none failed."""
+    """Checks made on a file: those that passed, by name, and those that failed, with what was found."""
 
     command: str = "verify"
     inputs: list[str]
-    ok: bool
-    passed: list[str]
-    failed: list[str]
+    passed: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
     error: float | None = None
     error_recorded: float | None = None
 
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed."""
+        return not self.failed
 
-def peak_rss_bytes() -> int:
-    """The largest resident set this process has had."""
+    def to_json(self) -> dict[str, Any]:
+        return {**_plain(asdict(self)), "ok": self.ok}
+
+
+def peak_rss_bytes() -> int | None:
+    """The largest resident set this process has had; None on Windows, which does not tell it this way."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,8 +1,8 @@
 """Passes over tensors within a byte budget, in threads, with results that depend on neither.
 
-A pass reduces (thresholds, norms, histograms). A reduction is mergeable: each tensor gets a state of its own, fed
-in fixed chunks of 64 Ki elements, and the states merge in order of the tensors' names. So any thread count, shard
-layout and memory budget give the same bits.
+A pass reduces (thresholds, norms, histograms). A reduction is mergeable: each tensor gets a state of its own,
+fed in fixed chunks of 64 Ki elements, and the states merge in order of the tensors' names. So any thread
+count, shard layout and memory budget give the same bits.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Item:
 
 
 class Reduction(Protocol, Generic[S, T_co]):
-    """A mergeable reduction. ``start`` makes a state, ``update`` feeds it a chunk, ``merge`` joins two in order."""
+    """``start`` makes a state, ``update`` feeds it a chunk, ``merge`` joins two in order, ``finish`` ends."""
 
     def start(self) -> S: ...
     def update(self, state: S, values: F32) -> S: ...
@@ -45,8 +45,10 @@ class Reduction(Protocol, Generic[S, T_co]):
     def finish(self, state: S) -> T_co: ...
 
 
-def reduce(items: Sequence[Item], reduction: Reduction[S, T_co], *, threads: int = 1, memory: int = 1 << 30) -> T_co:
-    """Run one pass. At most ``memory`` bytes of tensors are held at a time, or one tensor if that is larger."""
+def reduce(
+    items: Sequence[Item], reduction: Reduction[S, T_co], *, threads: int = 1, memory: int = 1 << 30
+) -> T_co:
+    """Run one pass; tensors held at a time take at most ``memory`` bytes, or are a single larger one."""
     gate = _Gate(memory)
 
     def visit(item: Item) -> S:

@@ -19,16 +19,21 @@ __all__ = ["read"]
 def _dialects() -> list[Dialect]:
     """All dialects, by file name; a file is one when it holds a ``DIALECT``."""
     files = sorted(path.stem for path in Path(__file__).parent.glob("*.py"))
-    modules = [importlib.import_module(f"{__name__}.{stem}") for stem in files if stem not in ("__init__", "view")]
+    modules = [
+        importlib.import_module(f"{__name__}.{stem}") for stem in files if stem not in ("__init__", "view")
+    ]
     return [module.DIALECT for module in modules]
 
 
 def read(checkpoint: Checkpoint) -> Adapter:
-    """The module view of ``checkpoint``, from names, shapes, configuration and scalar alphas; no factor is read.
+    """The module view of ``checkpoint``, from names, shapes, configuration and alphas: no factor is read.
 
     The dialect is the one that recognises most tensors. A checkpoint in which none recognises any is returned
     with dialect ``"none"`` and every tensor carried. Raises BadFileError for a damaged adapter_config.json.
     """
-    found = {dialect.name: sum(bool(dialect.factor.match(name)) for name in checkpoint.tensors) for dialect in _dialects()}
-    best = max(_dialects(), key=lambda dialect: found[dialect.name])
-    return build(checkpoint, best if found[best.name] else None)
+
+    def recognised(dialect: Dialect) -> int:
+        return sum(dialect.recognises(name) for name in checkpoint.tensors)
+
+    best = max(_dialects(), key=recognised)
+    return build(checkpoint, best if recognised(best) else None)

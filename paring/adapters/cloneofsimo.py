@@ -1,7 +1,7 @@
 """cloneofsimo/lora: ``text_encoder:0:up (out, r)``, ``unet:17:down (r, in)``.
 
-Modules are numbered in the model's traversal order; neither their names nor an alpha is stored, and the strength
-is chosen at use: scale 1.
+Modules are numbered in the model's traversal order; neither their names nor an alpha is stored, and the
+strength is chosen at use: scale 1.
 """
 
 from __future__ import annotations

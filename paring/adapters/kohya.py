@@ -1,7 +1,7 @@
 """kohya-ss: ``lora_unet_..., .lora_down.weight (r, in), .lora_up.weight (out, r), .alpha``.
 
-Scale: ``alpha / r`` with the module's own ``.alpha`` tensor; a missing or zero alpha means ``alpha = r``. Module
-names have their dots replaced by underscores, which cannot be undone without the model.
+Scale: ``alpha / r`` with the module's own ``.alpha`` tensor; a missing or zero alpha means ``alpha = r``.
+Module names have their dots replaced by underscores, which cannot be undone without the model.
 """
 
 from __future__ import annotations
@@ -32,10 +32,16 @@ DIALECT = Dialect(
         (re.compile(r"\.alpha$"), "alpha of a module"),
         (re.compile(r"\.dora_scale$"), "DoRA magnitude"),
         (re.compile(r"\.lora_mid\.weight$"), "Tucker core of a LoCon convolution"),
-        (re.compile(r"\.(hada|lokr|oft|w_norm|b_norm|diff)"), "LyCORIS tensor of a kind this version carries"),
+        (
+            re.compile(r"\.(hada|lokr|oft|w_norm|b_norm|diff)"),
+            "LyCORIS tensor of a kind this version carries",
+        ),
     ),
     nonlinear=(
         (re.compile(r"^(?P<module>.+)\.dora_scale$"), "DoRA: its update is not scale * B @ A"),
-        (re.compile(r"^(?P<module>.+)\.lora_mid\.weight$"), "LoCon with a Tucker core: not one matrix product"),
+        (
+            re.compile(r"^(?P<module>.+)\.lora_mid\.weight$"),
+            "LoCon with a Tucker core: not one matrix product",
+        ),
     ),
 )

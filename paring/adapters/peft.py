@@ -1,7 +1,8 @@
 """PEFT: ``base_model.model.<module>.lora_A.weight`` beside ``adapter_config.json``, and (IA)^3.
 
-Scale: ``alpha / r``, or ``alpha / sqrt(r)`` with ``use_rslora``, with the module's own rank (from the tensor) and
-alpha (``alpha_pattern``: regular expressions ``^(.*\\.)?(KEY)$`` against the module path, first match wins).
+Scale: ``alpha / r``, or ``alpha / sqrt(r)`` with ``use_rslora``, with the module's own rank (from the tensor)
+and alpha (``alpha_pattern``: regular expressions ``^(.*\\.)?(KEY)$`` against the module path, first match
+wins).
 """
 
 from __future__ import annotations
@@ -49,14 +50,16 @@ def _expected_rank(module: str, config: Mapping[str, Any] | None) -> int | None:
 
 
 # fields that change nothing about what the factors mean, or that the code here reads
-_KNOWN = frozenset(
-    """alpha_pattern auto_mapping base_model_name_or_path bias ensure_weight_tying exclude_modules fan_in_fan_out
-    inference_mode init_lora_weights layer_replication layers_pattern layers_to_transform lora_alpha lora_bias
-    lora_dropout megatron_config megatron_core modules_to_save peft_type peft_version r rank_pattern revision
-    runtime_config target_modules target_parameters task_type trainable_token_indices use_rslora use_dora
-    use_qalora qalora_group_size kasa_config use_bdlora alora_invocation_tokens arrow_config corda_config eva_config
-    loftq_config lora_ga_config monteclora_config velora_config feedforward_modules""".split()
-)
+_KNOWN = frozenset({
+    "alora_invocation_tokens", "alpha_pattern", "arrow_config", "auto_mapping", "base_model_name_or_path",
+    "bias", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out",
+    "feedforward_modules", "inference_mode", "init_lora_weights", "kasa_config", "layer_replication",
+    "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha", "lora_bias", "lora_dropout",
+    "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save", "monteclora_config",
+    "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config",
+    "target_modules", "target_parameters", "task_type", "trainable_token_indices", "use_bdlora", "use_dora",
+    "use_qalora", "use_rslora", "velora_config",
+})  # fmt: skip
 _BASE_CHANGED = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
@@ -90,7 +93,9 @@ def _kind(config: Mapping[str, Any] | None) -> str:
 
 DIALECT = Dialect(
     name="peft",
-    factor=re.compile(r"^(?P<module>.+)\.(?P<role>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.weight)?$"),
+    factor=re.compile(
+        r"^(?P<module>.+)\.(?P<role>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.weight)?$"
+    ),
     roles={"lora_A": "a", "lora_B": "b", "lora_embedding_A": "a", "lora_embedding_B": "b"},
     scale=_scale,
     others=(
@@ -99,11 +104,17 @@ DIALECT = Dialect(
         (re.compile(r"\.lora_B\.bias$"), "bias of the update"),
         (re.compile(r"\.trainable_tokens_delta$"), "trained token embeddings"),
         (re.compile(r"\.bias$"), "bias (a full replacement value)"),
-        (re.compile(r"\.(hada|lokr|vera|vblora|oft|boft|fourierft|randlora)_"), "factor of a kind this version carries"),
+        (
+            re.compile(r"\.(hada|lokr|vera|vblora|oft|boft|fourierft|randlora)_"),
+            "factor of a kind this version carries",
+        ),
         (re.compile(r"^base_model\."), "full tensor (modules_to_save or an embedding)"),
     ),
     nonlinear=(
-        (re.compile(r"^(?P<module>.+)\.lora_magnitude_vector(?:\.weight)?$"), "DoRA: its update is not scale * B @ A"),
+        (
+            re.compile(r"^(?P<module>.+)\.lora_magnitude_vector(?:\.weight)?$"),
+            "DoRA: its update is not scale * B @ A",
+        ),
         (re.compile(r"^(?P<module>.+)\.lora_E$"), "AdaLoRA: its update is B @ diag(E) @ A"),
     ),
     vector=re.compile(r"^(?P<module>.+)\.ia3_l(?:\.weight)?$"),

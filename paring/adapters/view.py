@@ -1,8 +1,8 @@
 """The module view: for each adapted module its factors ``A (r, in)``, ``B (out, r)`` and its scale.
 
-What fine-tuning added to a module's weight is ``delta (out, in) = scale * B @ A``. Factors of convolutions are
-viewed as matrices (trailing axes flattened). (IA)^3 vectors multiply activations; their delta is ``l - 1``.
-Tensors that are neither are *carried*: named, counted, and never touched in silence.
+What fine-tuning added to a module's weight is ``delta (out, in) = scale * B @ A``. Factors of convolutions
+are viewed as matrices (trailing axes flattened). (IA)^3 vectors multiply activations; their delta is ``l -
+1``. Tensors that are neither are *carried*: named, counted, and never touched in silence.
 """
 
 from __future__ import annotations
@@ -66,7 +66,11 @@ class Adapter:
     def refuse_problems(self) -> None:
         """Raise BadFileError with the first problem, and how many more there are."""
         if self.problems:
-            more = f" (and {len(self.problems) - 1} more: see `paring inspect`)" if len(self.problems) > 1 else ""
+            more = (
+                f" (and {len(self.problems) - 1} more: see `paring inspect`)"
+                if len(self.problems) > 1
+                else ""
+            )
             raise BadFileError(self.problems[0] + more)
 
 
@@ -78,10 +82,10 @@ ScaleRule = Callable[[str, int, Mapping[str, Any] | None, Callable[[str], float 
 class Dialect:
     """A naming dialect as data. ``factor`` matches a factor's name with groups ``module`` and ``role``.
 
-    ``roles`` maps a role to ``"a"`` or ``"b"``; ``scale`` is the rule; ``others`` explains names that are known but
-    not factors (pattern -> why they are carried); ``nonlinear`` names the kinds whose factors must not be taken as
-    a plain product: a tensor matching the pattern makes its whole module carried. ``check`` returns what the
-    configuration says against the modules found.
+    ``roles`` maps a role to ``"a"`` or ``"b"``; ``scale`` is the rule; ``others`` explains names that are
+    known but not factors (pattern -> why they are carried); ``nonlinear`` names the kinds whose factors must
+    not be taken as a plain product: a tensor matching the pattern makes its whole module carried. ``check``
+    returns what the configuration says against the modules found.
     """
 
     name: str
@@ -95,6 +99,10 @@ class Dialect:
     veto: Callable[[str, int, Mapping[str, Any] | None], str | None] = lambda module, rank, config: None
     expected_rank: Callable[[str, Mapping[str, Any] | None], int | None] = lambda module, config: None
     kind: Callable[[Mapping[str, Any] | None], str] = lambda config: "LoRA"
+
+    def recognises(self, tensor: str) -> bool:
+        """Whether a tensor of that name is a factor or an (IA)^3 vector."""
+        return bool(self.factor.match(tensor) or (self.vector and self.vector.match(tensor)))
 
 
 def build(checkpoint: Checkpoint, dialect: Dialect | None) -> Adapter:
@@ -127,7 +135,10 @@ def build(checkpoint: Checkpoint, dialect: Dialect | None) -> Adapter:
             continue
         expected = dialect.expected_rank(name, config)
         if expected is not None and expected != a.shape[0]:
-            problems.append(f"{checkpoint.path}: module {name} has rank {a.shape[0]}, but adapter_config.json says {expected}")
+            problems.append(
+                f"{checkpoint.path}: module {name} has rank {a.shape[0]}, "
+                f"but adapter_config.json says {expected}"
+            )
         scale, source = dialect.scale(module, a.shape[0], config, lambda tensor: _scalar(checkpoint, tensor))
         n_in, n_out = a.numel // a.shape[0], b.numel // b.shape[1]
         modules.append(LowRank(name, a.name, b.name, a.shape[0], n_in, n_out, scale, source))
@@ -138,7 +149,9 @@ def build(checkpoint: Checkpoint, dialect: Dialect | None) -> Adapter:
         if info.name not in used
     )
     kind = dialect.kind(config)
-    return Adapter(checkpoint, dialect.name, kind, tuple(modules), tuple(vectors), carried, config, base, tuple(problems))
+    return Adapter(
+        checkpoint, dialect.name, kind, tuple(modules), tuple(vectors), carried, config, base, tuple(problems)
+    )
 
 
 def _classify(checkpoint: Checkpoint, dialect: Dialect) -> tuple[dict[str, dict[str, str]], list[Vector]]:
@@ -148,7 +161,12 @@ def _classify(checkpoint: Checkpoint, dialect: Dialect) -> tuple[dict[str, dict[
     for info in checkpoint.tensors.values():
         if found := dialect.factor.match(info.name):
             pairs.setdefault(found["module"], {})[dialect.roles[found["role"]]] = info.name
-        elif dialect.vector and (found := dialect.vector.match(info.name)) and info.dtype in FLOATS and info.numel:
+        elif (
+            dialect.vector
+            and (found := dialect.vector.match(info.name))
+            and info.dtype in FLOATS
+            and info.numel
+        ):
             vectors.append(Vector(dialect.module_name(found["module"]), info.name, info.numel))
     return pairs, vectors
 
@@ -172,11 +190,18 @@ def _problem(checkpoint: Checkpoint, module: str, roles: Mapping[str, str]) -> s
     a, b = checkpoint.tensors[roles["a"]], checkpoint.tensors[roles["b"]]
     for info in (a, b):
         if info.numel == 0:
-            return f"{where}: {info.name} is empty, shape {list(info.shape)}; sharded training saved only a placeholder: gather the full weights and save again"
+            return (
+                f"{where}: {info.name} is empty, shape {list(info.shape)}; sharded training saved only a "
+                "placeholder: gather the full weights and save again"
+            )
         if len(info.shape) < 2:
-            return f"{where}: {info.name} has shape {list(info.shape)}; a factor needs two axes (a sharded save?)"
+            shape = list(info.shape)
+            return f"{where}: {info.name} has shape {shape}; a factor needs two axes (a sharded save?)"
     if a.shape[0] != b.shape[1] and not _grouped(a, b):
-        return f"{where}: ranks disagree in module {module}: {a.name} {list(a.shape)} against {b.name} {list(b.shape)}"
+        return (
+            f"{where}: ranks disagree in module {module}: "
+            f"{a.name} {list(a.shape)} against {b.name} {list(b.shape)}"
+        )
     return None
 
 

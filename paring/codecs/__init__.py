@@ -1,7 +1,7 @@
 """Codecs of packed files: one file each, with an ``ID`` and a ``VERSION``.
 
-A codec module has ``encode(items) -> bytes`` and ``decode(payload, shapes, dtypes, select, threads)``. Two versions
-of one codec decode each other's bytes only if they share the version number.
+A codec module has ``encode(items) -> bytes`` and ``decode(payload, shapes, dtypes, select, threads)``. Two
+versions of one codec decode each other's bytes only if they share the version number.
 """
 
 from __future__ import annotations

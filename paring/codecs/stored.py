@@ -3,18 +3,21 @@
 The bytes of floating-point numbers are much alike by place (signs and exponents repeat, low mantissa bits are
 noise), so an n-byte dtype is split in n planes, each deflated or left alone by itself.
 
-A payload is, little endian: for each plane of each tensor in order its length (uint64) with the top bit set when
-it is deflated; then the planes, one after the other. A tensor has as many planes as its dtype has bytes.
+A payload is: the length of the header (uint32, little endian); the header; the planes, one after the other.
+The header is a raw deflate stream of a uint64, little endian, for each plane of each tensor in order: its
+length in bytes as stored, with the top bit set when it is deflated (a zlib stream). A tensor has as many
+planes as its dtype has bytes, the lowest first.
 """
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from paring.dtypes import Stored, from_bytes, itemsize, numel
+from paring.dtypes import Array, Stored, from_bytes, itemsize, numel
 from paring.errors import BadFileError
 
 ID = "bytes"
@@ -27,7 +30,7 @@ _WORTH = 0.97  # a plane is deflated when its sample shrinks to less than this
 
 def encode(tensors: Sequence[Stored]) -> bytes:
     """Code tensors into one payload; the same bytes for the same tensors."""
-    lengths, planes = [], []
+    words, planes = [], []
     for tensor in tensors:
         raw = np.frombuffer(tensor.tobytes(), np.uint8).reshape(-1, itemsize(tensor.dtype))
         for column in range(raw.shape[1]):
@@ -35,8 +38,10 @@ def encode(tensors: Sequence[Stored]) -> bytes:
             packed = zlib.compress(plane, 6) if _pays(plane) else plane
             shrunk = len(packed) < len(plane)
             planes.append(packed if shrunk else plane)
-            lengths.append(len(planes[-1]) | (_DEFLATED if shrunk else 0))
-    return np.array(lengths, "<u8").tobytes() + b"".join(planes)
+            words.append(len(planes[-1]) | (_DEFLATED if shrunk else 0))
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
+    header = deflate.compress(np.array(words, "<u8").tobytes()) + deflate.flush()
+    return b"".join((len(header).to_bytes(4, "little"), header, *planes))
 
 
 def _pays(plane: bytes) -> bool:
@@ -53,38 +58,52 @@ def decode(
     threads: int = 1,
 ) -> list[Stored]:
     """The tensors ``select`` (all), in that order. Raises BadFileError on damage; ``threads`` is not used."""
-    widths = [itemsize(dtype) for dtype in dtypes]
-    count = sum(widths)
     data = memoryview(payload)
-    if len(data) < 8 * count:
+    size = int.from_bytes(data[:4], "little")
+    if len(data) < 4 + size:
         raise BadFileError("carried data is cut short")
-    coded = np.frombuffer(data[: 8 * count], "<u8")
-    sizes = [int(word) & (_DEFLATED - 1) for word in coded]
-    if 8 * count + sum(sizes) != len(data):
+    firsts = [0, *itertools.accumulate(map(itemsize, dtypes))]
+    words = _words(data[4 : 4 + size], firsts[-1])
+    ends = list(itertools.accumulate((word & (_DEFLATED - 1) for word in words), initial=4 + size))
+    if ends[-1] != len(data):
         raise BadFileError("carried data is damaged: its parts do not add up")
-    starts = np.cumsum([8 * count, *sizes]).tolist()
-    firsts = np.cumsum([0, *widths]).tolist()
-    out = []
-    for index in range(len(shapes)) if select is None else select:
-        n, width = numel(shapes[index]), widths[index]
-        planes = range(firsts[index], firsts[index] + width)
-        parts = [_plane(data[starts[p] : starts[p + 1]], bool(int(coded[p]) & _DEFLATED), n) for p in planes]
-        raw = np.empty((n, width), np.uint8)
-        for column, part in enumerate(parts):
-            raw[:, column] = np.frombuffer(part, np.uint8)
-        out.append(from_bytes(dtypes[index], shapes[index], raw.reshape(-1)))
-    return out
+
+    def read(index: int) -> Stored:
+        n = numel(shapes[index])
+        planes = [
+            _plane(data[ends[p] : ends[p + 1]], words[p] >= _DEFLATED, n)
+            for p in range(firsts[index], firsts[index + 1])
+        ]
+        raw = np.empty((n, len(planes)), np.uint8)
+        for column, plane in enumerate(planes):
+            raw[:, column] = plane
+        return from_bytes(dtypes[index], shapes[index], raw.reshape(-1))
+
+    return [read(index) for index in (range(len(shapes)) if select is None else select)]
 
 
-def _plane(part: memoryview, deflated: bool, n: int) -> bytes | memoryview:
-    """The n bytes of a plane; no more than n + 1 are ever inflated."""
-    if not deflated:
-        plane: bytes | memoryview = part
-    else:
-        try:
-            plane = zlib.decompressobj().decompress(part, n + 1)
-        except zlib.error as error:
-            raise BadFileError("carried data is damaged") from error
-    if len(plane) != n:
+def _words(header: memoryview, count: int) -> list[int]:
+    """The ``count`` words of a header."""
+    return [int(word) for word in _inflate(header, -15, 8 * count).view("<u8")]
+
+
+def _plane(part: memoryview, deflated: bool, n: int) -> Array:
+    """The ``n`` bytes of a plane."""
+    if deflated:
+        return _inflate(part, 15, n)
+    if len(part) != n:
         raise BadFileError("carried data does not fit the shape of its tensor")
-    return plane
+    return np.frombuffer(part, np.uint8)
+
+
+def _inflate(deflated: memoryview, window: int, n: int) -> Array:
+    """Exactly ``n`` bytes, uint8: no more than one more is ever inflated."""
+    stream = zlib.decompressobj(window)
+    try:
+        # no stream stands for more than 1032 times its length
+        out = stream.decompress(deflated, min(n, 1032 * len(deflated)) + 1)
+    except zlib.error as error:
+        raise BadFileError("carried data is damaged") from error
+    if len(out) != n or not stream.eof or stream.unused_data:
+        raise BadFileError("carried data does not fit the shape of its tensor")
+    return np.frombuffer(out, np.uint8)

@@ -1,8 +1,8 @@
 """Exact order statistics of magnitudes by histograms that can be merged.
 
 The magnitude bits of an fp32 number order as the number does. ``high`` counts the upper 16 of the 31 bits
-(65,536 buckets), ``low`` the other 15 within one bucket (32,768): two passes over any number of chunks, in any
-order, find any order statistic exactly. Values must be finite.
+(65,536 buckets), ``low`` the other 15 within one bucket (32,768): two passes over any number of chunks, in
+any order, find any order statistic exactly. Values must be finite.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def low(values: F32, bucket: int, device: str = "cpu") -> Counts:
 
 
 def kth_largest(high_counts: Counts, refine: Callable[[int], Counts], k: int) -> np.float32:
-    """The k-th largest magnitude (k from 1), given all high counts and ``refine(bucket)`` for the low ones."""
+    """The k-th largest magnitude, 1 <= k <= n, given all high counts and ``refine(bucket)`` for low ones."""
     above = np.cumsum(high_counts[::-1])
     bucket = HIGH - 1 - int(np.searchsorted(above, k))
     rest = k - int(above[HIGH - 1 - bucket] - high_counts[bucket])

@@ -1,15 +1,15 @@
 """Semidiscrete decomposition of a low-rank matrix at a price per bit.
 
-A matrix ``M = B @ A (out, in)`` is approximated by a short sum of ternary outer products,
-``sum_c s_c p_c q_c^T`` with ``p_c (out,)`` and ``q_c (in,)`` in {-1, 0, +1}: the form of O'Leary and Peleg (1983)
-and Kolda and O'Leary (1998), here with the entropy of the vectors in the objective. Terms are found greedily on the
+A matrix ``M = B @ A (out, in)`` is approximated by a short sum of ternary outer products, ``sum_c s_c p_c
+q_c^T`` with ``p_c (out,)`` and ``q_c (in,)`` in {-1, 0, +1}: the form of O'Leary and Peleg (1983) and Kolda
+and O'Leary (1998), here with the entropy of the vectors in the objective. Terms are found greedily on the
 residual; within a term, p and q are improved in turn. For a fixed partner, the best ternary vector keeps the
 entries above some threshold: every threshold on a grid is tried and the one with the largest
 
     captured energy - slope * bits,        bits = n (H(k) + k) + SIDE_BITS  for density k
 
-wins. A term that does not pay is dropped. ``M`` is never formed: everything runs on A, B and the terms found so
-far. All in fp64; deterministic.
+wins. A term that does not pay is dropped. ``M`` is never formed: everything runs on A, B and the terms found
+so far. All in fp64; deterministic.
 """
 
 from __future__ import annotations

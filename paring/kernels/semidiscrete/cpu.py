@@ -113,8 +113,10 @@ def _residual_times(
 
 
 @_njit
-def _improve(A: _Array, Bt: _Array, P: _Array, Q: _Array, scale: _Array, c: int, slope: float, rounds: int) -> None:
-    """Improve term c in place on the residual of the others, ``rounds`` times p then q; drop it if it does not pay."""
+def _improve(
+    A: _Array, Bt: _Array, P: _Array, Q: _Array, scale: _Array, c: int, slope: float, rounds: int
+) -> None:
+    """Improve term c in place on the residual of the others, ``rounds`` times p then q; drop it if unpaid."""
     y_out = np.empty(Bt.shape[1])
     y_in = np.empty(A.shape[1])
     scale[c] = 0.0
@@ -144,13 +146,16 @@ def _improve(A: _Array, Bt: _Array, P: _Array, Q: _Array, scale: _Array, c: int,
 
 @_njit
 def _build(A: _Array, Bt: _Array, P: _Array, Q: _Array, scale: _Array, slope: float) -> None:
-    """Greedy: each term starts from the leading direction of the residual (a few power steps) and is improved."""
+    """Greedy: each term starts from the leading direction of the residual (power steps) and is improved."""
     x = np.empty(A.shape[1])
     y = np.empty(Bt.shape[1])
+    rows = A.shape[0]
+    while rows > 1 and not A[rows - 1].any():
+        rows -= 1
     for c in range(P.shape[0]):
-        # a start that cannot be orthogonal to all of the residual: A's rank vectors come by falling energy
-        x[:] = A[c % A.shape[0]]
-        for step in range(_POWER_STEPS):
+        # a start that is not orthogonal to the residual; a module of low true rank may take more terms than that
+        x[:] = A[c % rows]
+        for _ in range(_POWER_STEPS):
             _residual_times(Bt, A, P, Q, scale, x, y)
             norm = np.sqrt((y * y).sum())
             if norm == 0.0:
@@ -190,6 +195,7 @@ def fit(A: F64, B: F64, slope: float, sweeps: int) -> tuple[Trits, Trits, F64]:
         _sweep(A, Bt, P, Q, scale, slope)
         _rescale(A, Bt, P, Q, scale)
     P *= np.sign(scale)[:, None]  # a scale is a magnitude; its sign goes to p
+    Q *= (scale != 0)[:, None]
     energy = scale**2 * (P * P).sum(axis=1) * (Q * Q).sum(axis=1)
     order = np.argsort(-energy, kind="stable")
     return P[order].astype(np.int8), Q[order].astype(np.int8), np.abs(scale[order])

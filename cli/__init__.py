@@ -1,0 +1,80 @@
+"""The command line: one file a command, holding nothing but options, calls and printing.
+
+A command is found by its file name and imported when it is called, so that ``--help`` stays instant. Exit codes:
+0 done, 1 refused or failed with one clear line, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import click
+
+
+class Commands(click.Group):
+    """Sub-commands by file name; a file whose name begins with an underscore is none."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = importlib.import_module(f"paring.cli.{cmd_name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        from paring.registry import nearest
+
+        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            ctx.fail(f"there is no command {args[0]!r}{nearest(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="paring")
+def paring() -> None:
+    """Compress, merge and prune model checkpoints and adapters, file to file."""
+
+
+def main() -> None:
+    """``paring``"""
+    _run(paring, "paring")
+
+
+def compress_main() -> None:
+    """``compress``: the same as ``paring compress``."""
+    from paring.cli.compress import command
+
+    _run(command, "compress")
+
+
+def _run(command: click.Command, name: str) -> None:
+    from paring.errors import OptionError, ParingError
+
+    try:
+        code = command.main(prog_name=name, standalone_mode=False) or 0
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.secho("interrupted; nothing was left half written", fg="red", err=True)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; say nothing at exit
+        code = 1
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        if isinstance(error, ParingError):
+            text = str(error)
+        else:
+            text = f"{type(error).__name__}: {error} (this should not happen: --debug shows where)"
+        click.secho(f"error: {text}", fg="red", err=True)
+        code = 2 if isinstance(error, OptionError) else 1
+    sys.exit(code if isinstance(code, int) else 0)

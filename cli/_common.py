@@ -1,0 +1,115 @@
+"""Options that commands share, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from paring.report import Jsonable
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+output_file = click.option("-o", "--output", metavar="OUT", help="Where to write.")
+threads = click.option("--threads", type=int, metavar="N", help="Threads to use.  [default: all processors]")
+overwrite = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+dry_run = click.option("--dry-run", is_flag=True, help="Do everything but write.")
+device = click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu or cuda.")
+
+
+def shown(function: F) -> F:
+    """``--json -q -v --debug``: what is printed."""
+    for option in (
+        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+        click.option("-v", "--verbose", is_flag=True, help="Say more."),
+        click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+        click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object."),
+    ):
+        function = option(function)
+    return function
+
+
+def print_json(report: Jsonable | dict[str, Any]) -> None:
+    """One JSON object on stdout."""
+    click.echo(json.dumps(report if isinstance(report, dict) else report.to_json(), ensure_ascii=False))
+
+
+def console() -> Any:
+    """A rich console on stdout; 100 columns wide where nobody looks."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 100, soft_wrap=False)
+
+
+def table(*columns: str) -> Table:
+    """An unobtrusive table: the first column left, numbers right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
+    return made
+
+
+def size(nbytes: int | float) -> str:
+    """Bytes for people: ``1,038,496 B``, and from 10 MB on ``12.3 MB``."""
+    return f"{nbytes:,.0f} B" if nbytes < 10_000_000 else f"{nbytes / 1e6:,.1f} MB"
+
+
+def short(text: str) -> str:
+    """Text as rich prints it, brackets and all."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def warn(text: str) -> None:
+    """One line on stderr."""
+    click.secho(f"warning: {text}", fg="yellow", err=True)
+
+
+@contextmanager
+def progress(what: str, *, quiet: bool, verbose: bool) -> Iterator[None]:
+    """While the block runs: a spinner on a terminal that says what is being done, lines with ``-v``, else silence."""
+    logger = logging.getLogger("paring")
+    if verbose:
+        handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    elif not quiet and sys.stderr.isatty():
+        from rich.console import Console
+
+        status = Console(stderr=True).status(short(what))
+        handler = _Spinner(status, what)
+        status.start()
+    else:
+        yield
+        return
+    logger.addHandler(handler)
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        if isinstance(handler, _Spinner):
+            handler.status.stop()
+
+
+class _Spinner(logging.Handler):
+    """Shows the latest message beside a spinner."""
+
+    def __init__(self, status: Any, what: str) -> None:
+        super().__init__()
+        self.status, self._what = status, what
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.status.update(short(f"{self._what}: {record.getMessage()}"))

@@ -1,0 +1,225 @@
+"""``compress``: make adapters small."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from paring import registry
+from paring.cli import _common as common
+from paring.errors import OptionError, ParingError
+
+if TYPE_CHECKING:
+    from paring.report import ModuleReport, Report
+
+_DEFAULT = "compeft"
+_ROWS = 8
+
+
+class MethodCommand(click.Command):
+    """A command whose options include those of the method that ``--method`` names, read from its signature."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        chosen = _method_named(args)
+        known = {name for parameter in self.params for name in parameter.opts}
+        self.params = [*self.params, *(o for o in _method_options(chosen) if not known & set(o.opts))]
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own = [p for p in self.params if not p.name or not p.name.startswith(("method_", "preset_"))]
+        extra = [p for p in self.params if p not in own]
+        for title, params in (("Options", own), ("Options of the method", extra)):
+            records = [record for p in params if (record := p.get_help_record(ctx)) is not None]
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+def _method_named(args: list[str]) -> registry.Method:
+    """The method that the arguments ask for, before they are parsed."""
+    name = _DEFAULT
+    for i, arg in enumerate(args):
+        if arg == "--method" and i + 1 < len(args):
+            name = args[i + 1]
+        elif arg.startswith("--method="):
+            name = arg.partition("=")[2]
+    try:
+        return registry.load("compress", name)
+    except OptionError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _method_options(method: registry.Method) -> list[click.Option]:
+    flags = [
+        click.Option(
+            [f"--{name}", f"preset_{name}"], is_flag=True,
+            help="The same as " + " ".join(f"--{key} {value:g}" if isinstance(value, float) else f"--{key} {value}" for key, value in preset.items()) + ".",
+        )
+        for name, preset in method.presets.items()
+    ]  # fmt: skip
+    options = [
+        click.Option(
+            ["--" + option.name.replace("_", "-"), f"method_{option.name}"],
+            metavar="|".join([*option.choices, *(k.__name__.upper() for k in option.types if k is not type(None))]),
+            help=option.help[:1].upper() + option.help[1:] + ("" if option.default is None else f"  [default: {option.default}]"),
+        )
+        for option in method.options.values()
+    ]
+    return [*flags, *options]
+
+
+@click.command("compress", cls=MethodCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
+@click.option("--ratio", type=float, metavar="R", help="Source bytes on disk over packed bytes, at least.")
+@click.option("--error", type=float, metavar="E", help="Relative error of the update, at most.")
+@click.option("--bits-per-param", type=float, metavar="B", help="Bits of the whole file a parameter, at most.")
+@click.option("--method", default=_DEFAULT, show_default=True, help="`paring methods` lists them.")
+@click.option("--carry", default="lossless", show_default=True, metavar="lossless|fp16|drop", help="What becomes of tensors that are not factors.")
+@click.option("-o", "--output", metavar="OUT", help="A file; a folder for several.  [default: NAME.paring.safetensors beside the source]")
+@common.threads
+@common.device
+@common.dry_run
+@common.overwrite
+@common.shown
+def command(
+    adapters: tuple[str, ...],
+    output: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    debug: bool,
+    **given: Any,
+) -> int:
+    """Compress adapters.
+
+    State the budget in one of three ways: --ratio, --error or --bits-per-param; without one the result is 16 times
+    smaller than the adapter in fp16. It is met, or refused with the best that can be had.
+
+    \b
+    compress adapter_model.safetensors --ratio 20
+    compress adapters/* --ratio 20 -o small/
+    """
+    arguments = _arguments(given)
+    sources = [Path(adapter) for adapter in adapters]
+    if len(sources) > 1 or (output is not None and Path(output).is_dir()) or (output or "").endswith("/"):
+        return _many(sources, output, arguments, as_json, quiet, verbose)
+    report = _one(sources[0], Path(output) if output else None, arguments, quiet, verbose)
+    if as_json:
+        common.print_json(report)
+    elif not quiet:
+        _show(report, verbose)
+    return 0
+
+
+def _arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """What :func:`paring.api.compress` takes, from what click found; presets yield to options given beside them."""
+    method = registry.load("compress", given["method"])
+    arguments = {key: value for key, value in given.items() if not key.startswith(("method_", "preset_"))}
+    for name, preset in method.presets.items():
+        if given.get(f"preset_{name}"):
+            arguments.update(preset)
+    options = {key.removeprefix("method_"): value for key, value in given.items() if key.startswith("method_")}
+    return {**arguments, **{key: value for key, value in options.items() if value is not None}}
+
+
+def _one(source: Path, output: Path | None, arguments: dict[str, Any], quiet: bool, verbose: bool) -> Report:
+    from paring import api
+
+    with common.progress(f"compressing {source}", quiet=quiet, verbose=verbose):
+        return api.compress(source, output, **arguments)
+
+
+def _many(
+    sources: list[Path], output: str | None, arguments: dict[str, Any], as_json: bool, quiet: bool, verbose: bool
+) -> int:
+    """One file each, on past a bad one; the failures at the end and exit code 1."""
+    from paring import plan
+
+    if output is None:
+        raise click.UsageError("several adapters need a folder to go to: add -o DIR")
+    if Path(output).exists() and not Path(output).is_dir():
+        raise click.UsageError(f"-o {output} is a file; several adapters need a folder")
+    targets = plan.outputs(sources, Path(output))
+    reports: list[Report] = []
+    failures: list[tuple[Path, str]] = []
+    for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        try:
+            name = Path(f"{source} ({i + 1} of {len(sources)})")
+            with common.progress(f"compressing {name}", quiet=quiet, verbose=verbose):
+                from paring import api
+
+                reports.append(api.compress(source, target, **arguments))
+        except OptionError:
+            raise
+        except ParingError as error:
+            failures.append((source, str(error)))
+    if as_json:
+        failed = [{"input": str(source), "error": text} for source, text in failures]
+        common.print_json({"command": "compress", "reports": [r.to_json() for r in reports], "failures": failed})
+    elif not quiet:
+        _show_many(reports)
+    for source, text in failures:
+        click.secho(f"failed: {source}: {text}", fg="red", err=True)
+    return 1 if failures else 0
+
+
+def _show_many(reports: list[Report]) -> None:
+    if not reports:
+        return
+    rows = common.table("adapter", "bytes in", "bytes out", "ratio", "vs fp16", "bits/param", "error")
+    for report in reports:
+        rows.add_row(
+            common.short(report.inputs[0]), f"{report.bytes_in:,}", f"{report.bytes_out:,}", f"{report.ratio:.1f}",
+            f"{report.ratio_fp16:.1f}", f"{report.bits_per_param:.2f}", f"{report.error:.3f}",
+        )  # fmt: skip
+    common.console().print(rows)
+    for report in reports:
+        for text in report.warnings:
+            common.warn(f"{report.inputs[0]}: {text}")
+
+
+def _show(report: Report, verbose: bool) -> None:
+    out = common.console()
+    assert report.ratio is not None and report.bytes_in is not None and report.bytes_out is not None
+    recipe = {k: v for k, v in (report.recipe or {}).items() if v is not None and k not in ("ratio", "error", "bits_per_param", "carry")}
+    verb = "would be written to" if report.dry_run else "written to"
+    out.print(f"[bold]{common.short(report.inputs[0])}[/] {verb} [bold]{common.short(report.output or '')}[/]")
+    rows = common.table("", "")
+    rows.show_header = False
+    rows.columns[1].justify = "left"
+    rows.columns[1].no_wrap = False
+    rows.add_row("size", f"{common.size(report.bytes_in)} → {common.size(report.bytes_out)}: [bold green]{report.ratio:.1f} times smaller[/] on disk")
+    rows.add_row("", f"{report.ratio_fp16:.1f} times smaller than in fp16, {report.bits_per_param:.2f} bits a parameter")
+    rows.add_row("lost", f"[bold]{report.error:.3f}[/] relative error of the update, 0 = nothing, 1 = back at the base model")
+    rows.add_row("method", f"{report.method}: " + ", ".join(f"{k.replace('_', '-')} {v}" for k, v in recipe.items()))
+    if report.carried:
+        weight = sum(tensor.bytes for tensor in report.carried)
+        kind = {"lossless": "kept bit for bit", "fp16": "kept in fp16", "drop": "dropped"}[(report.recipe or {})["carry"]]
+        rows.add_row("carried", f"{len(report.carried)} tensors that are not factors ({common.size(weight)}), {kind}")
+    rows.add_row("took", f"{report.seconds:.1f} s, {common.size(report.peak_rss_bytes or 0)} at most, on {report.device}")
+    out.print(rows)
+    _show_modules(out, report.modules, verbose)
+    if report.carried and verbose:
+        listed = common.table("carried tensor", "bytes", "why")
+        for tensor in report.carried:
+            listed.add_row(common.short(tensor.name), f"{tensor.bytes:,}", tensor.why)
+        out.print(listed)
+    sys.stdout.flush()
+    for text in report.warnings:
+        common.warn(text)
+
+
+def _show_modules(out: Any, modules: list[ModuleReport], verbose: bool) -> None:
+    """All modules with ``-v``, else those that lost most."""
+    worst = sorted(modules, key=lambda module: -(module.error or 0))
+    some = modules if verbose or len(modules) <= _ROWS else worst[:_ROWS]
+    title = "module" if some is modules else f"module (the {_ROWS} of {len(modules)} that lost most; -v shows all)"
+    rows = common.table(title, "shape", "rank", "density", "bits/param", "error")
+    for m in some:
+        rows.add_row(
+            common.short(m.name), f"{m.shape[0]} × {m.shape[1]}", str(m.rank or "-"), f"{m.density:.3f}", f"{m.bits:.2f}", f"{m.error:.3f}"
+        )  # fmt: skip
+    out.print(rows)

@@ -1,0 +1,98 @@
+"""``paring inspect``: what is in a file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from paring.cli import _common as common
+
+if TYPE_CHECKING:
+    from paring.report import Inspection
+
+_ROWS = 12
+
+
+@click.command("inspect", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("file")
+@common.shown
+def command(file: str, as_json: bool, quiet: bool, verbose: bool, debug: bool) -> None:
+    """Say what is in a checkpoint, an adapter or a packed file."""
+    from paring import api
+
+    found = api.inspect(file)
+    if as_json:
+        common.print_json(found)
+    elif not quiet:
+        _show(found, verbose)
+
+
+def _show(found: Inspection, verbose: bool) -> None:
+    out = common.console()
+    rows = common.table("", "")
+    rows.show_header = False
+    rows.columns[1].justify = "left"
+    rows.columns[1].no_wrap = False
+    packed = "packed " if found.packed else ""
+    rows.add_row("file", f"[bold]{common.short(found.inputs[0])}[/]")
+    rows.add_row("kind", f"{packed}{found.kind}" + ("" if found.dialect == "none" else f", dialect {found.dialect}"))
+    rows.add_row("base", common.short(found.base or "not stated"))
+    dtypes = ", ".join(f"{count} × {dtype}" for dtype, count in found.dtypes.items())
+    rows.add_row("size", f"{common.size(found.bytes_in)}, {found.elements:,} elements in {sum(found.dtypes.values())} tensors ({dtypes})")
+    if found.modules:
+        ranks = Counter(module.rank for module in found.modules if module.rank)
+        some = ", ".join(f"r = {rank} in {count}" for rank, count in sorted(ranks.items()))
+        rows.add_row("modules", f"{len(found.modules)}" + (f" ({some})" if some else ""))
+        scales = Counter(f"{m.scale:g} ({m.scale_source})" for m in found.modules if m.scale is not None)
+        for i, (scale, count) in enumerate(scales.items()):
+            rows.add_row("scale" if i == 0 else "", common.short(f"{scale} in {count}"))
+    if found.packed:
+        _add_packed(rows, found.packed)
+    out.print(rows)
+    if found.modules:
+        _show_modules(out, found, verbose)
+    if found.carried:
+        _show_carried(out, found, verbose)
+    for problem in found.problems:
+        common.warn(problem)
+
+
+def _add_packed(rows: Any, packed: dict[str, Any]) -> None:
+    recipe = {k: v for k, v in packed.get("recipe", {}).items() if v is not None}
+    rows.add_row("written by", f"{packed.get('tool', '?')}, format version {packed['version']}")
+    rows.add_row("method", f"{packed.get('method')}: " + ", ".join(f"{k.replace('_', '-')} {v}" for k, v in recipe.items()))
+    ratio = f"{packed['ratio']:.1f} times smaller than its source, " if packed.get("ratio") else ""
+    rows.add_row("ratio", f"{ratio}{packed['ratio_fp16']:.1f} times smaller than fp16, {packed['bits_per_param']:.2f} bits a parameter")
+    rows.add_row("error", f"{packed.get('error', 0):.4f} of the update, as recorded")
+    for i, held in enumerate(packed["payloads"]):
+        text = f"{held['entry']}: {held['tensors']} tensors, {common.size(held['bytes'])}, codec {held['codec']}"
+        rows.add_row("payloads" if i == 0 else "", common.short(text))
+    rows.add_row("digest", packed["digest"])
+
+
+def _show_modules(out: Any, found: Inspection, verbose: bool) -> None:
+    some = found.modules if verbose else found.modules[:_ROWS]
+    columns = ["module", "shape", "rank"] + (["density", "error"] if found.packed else ["scale"])
+    rows = common.table(*columns)
+    for m in some:
+        shape = f"{m.shape[0]} × {m.shape[1]}"
+        if found.packed:
+            extra = ["-" if m.density is None else f"{m.density:.3f}", "-" if m.error is None else f"{m.error:.3f}"]
+        else:
+            extra = ["-" if m.scale is None else f"{m.scale:g}"]
+        rows.add_row(common.short(m.name), shape, str(m.rank or "-"), *extra)
+    out.print(rows)
+    if len(some) < len(found.modules):
+        out.print(f"… and {len(found.modules) - len(some)} more modules; -v shows all\n")
+
+
+def _show_carried(out: Any, found: Inspection, verbose: bool) -> None:
+    some = found.carried if verbose else found.carried[:_ROWS]
+    rows = common.table("other tensor", "bytes", "why")
+    for tensor in some:
+        rows.add_row(common.short(tensor.name), f"{tensor.bytes:,}", tensor.why)
+    out.print(rows)
+    if len(some) < len(found.carried):
+        out.print(f"… and {len(found.carried) - len(some)} more tensors; -v shows all\n")

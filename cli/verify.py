@@ -1,0 +1,30 @@
+"""``paring verify``: is a file sound, and does it lose what it says?"""
+
+from __future__ import annotations
+
+import click
+
+from paring.cli import _common as common
+
+
+@click.command("verify", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("file")
+@click.option("--source", metavar="SRC", help="What it was made of: the recorded error is measured again.")
+@common.shown
+def command(file: str, source: str | None, as_json: bool, quiet: bool, verbose: bool, debug: bool) -> int:
+    """Check a file: checksums, digests, finite values, complete pairs."""
+    from paring import api
+
+    with common.progress(f"verifying {file}", quiet=quiet, verbose=verbose):
+        found = api.verify(file, source)
+    if as_json:
+        common.print_json(found)
+    elif not quiet:
+        for what in found.passed:
+            click.echo(click.style("ok      ", fg="green") + what)
+        if found.error is not None:
+            click.echo(f"relative error {found.error:.6f}, recorded {found.error_recorded:.6f}")
+    if not as_json:
+        for what in found.failed:
+            click.echo(click.style("FAILED  ", fg="red") + what, err=True)
+    return 0 if found.ok else 1
