@@ -188,26 +188,38 @@ def table(lines: list[Row]) -> Table:
     return out
 
 
+def told(line: Row) -> dict[str, Any]:
+    """``line`` as JSON has it: what is infinite or not a number is null."""
+
+    def plainly(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plainly(item) for key, item in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    found: dict[str, Any] = plainly({**asdict(line), "kept": line.kept._asdict()})
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compress real adapters and evaluate what is left.")
     parser.add_argument("--rows", type=int, help="the first N test rows of each task (all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to FILE as well")
     arguments = parser.parse_args()
     start = time.perf_counter()
+    machine = describe("numpy", "torch", "transformers")  # the commit at the start: it may move meanwhile
     bench = Bench.open(TASKS, arguments.rows)
     lines = []
     for line in rows(bench):
         lines.append(line)
-        print(f"{time.perf_counter() - start:6.0f} s  {line.method}", file=sys.stderr, flush=True)
+        print(f"{time.perf_counter() - start:6.0f} s  {told(line)}", file=sys.stderr, flush=True)
     seconds = round(time.perf_counter() - start, 1)
-    machine = describe("numpy", "torch", "transformers")
     tested = {task: len(exam.answers) for task, exam in bench.exams.items()}
     console = Console() if sys.stdout.isatty() else Console(width=180)
     console.print(table(lines))
     console.print(f"{machine}\ntest rows: {tested}; {seconds:g} s in all", highlight=False, soft_wrap=True)
     if arguments.json:
-        told = [{**asdict(line), "kept": line.kept._asdict()} for line in lines]
-        facts = {"machine": machine, "seconds": seconds, "test_rows": tested, "rows": told}
+        found = [told(line) for line in lines]
+        facts = {"machine": machine, "seconds": seconds, "test_rows": tested, "rows": found}
         arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
 
 

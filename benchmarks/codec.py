@@ -1,40 +1,74 @@
 """The ternary coder: size against entropy, speed against memcpy and BLAS, all in one run.
 
-    python -m benchmarks.codec [--size 20000000] [--repeats 7]
+    python -m benchmarks.codec [--size 20000000] [--repeats 9]
 
 Independent trits with random signs, by density. ``size``: payload, all counted, over n (H(k) + k) bits, k
-as drawn. ``decode``: to dense fp16 in warm memory, in 1e9 parameters a second on one thread and two, and as
-a share of the speed at which np.copyto copies the same array onto a warm one. ``encode``: from planes, and
-from fp32 through a threshold. ``popcount``: dot product of planes, against BLAS in fp32. Medians of several
-runs.
+as drawn. All else is in 1e9 parameters a second. ``memcpy``: np.copyto of a dense fp16 array onto a warm one,
+on one thread and two. ``decode``: to dense fp16 in warm memory, on one thread and two, both also as a share
+of memcpy on one; ``fresh``: on one thread to memory that the system has yet to hand out. ``encode``: from
+planes, and from fp32 through a threshold. ``popcount``: dot product of planes, against BLAS in fp32.
+
+Medians of runs that take turns, so that a machine that changes its speed changes it for all. What two threads
+can gain at all, the line above the table tells: on cores that share their units (hyperthreads) it is little.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from numba import njit
 
+from benchmarks.machine import describe
 from paring.codecs import ternary
 from paring.kernels import ternary as kernels
 
 DENSITIES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    """Median time of ``work``, after one run that does not count."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def medians(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each work; they take turns, after one round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(repeats + 1):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(of) for name, of in times.items()}
+
+
+@njit(nogil=True)
+def _arithmetic(n: int, seed: int) -> Any:
+    """``n`` rounds on eight independent states: all a core's integer units, no memory."""
+    a = b = c = d = np.uint64(seed)
+    e = f = g = h = ~a
+    few, more = np.uint64(7), np.uint64(9)
+    for i in range(n):
+        u = np.uint64(i)
+        a, b, c, d = (a ^ u) + (a >> few), (b ^ u) + (b >> more), (c ^ u) - (c >> few), (d ^ u) - (d >> more)
+        e, f, g, h = (e ^ u) + (e >> few), (f ^ u) + (f >> more), (g ^ u) - (g >> few), (h ^ u) - (h >> more)
+    return a ^ b ^ c ^ d ^ e ^ f ^ g ^ h
+
+
+def gain_of_two_threads(repeats: int) -> float:
+    """How many times the work of one thread two do, in arithmetic that fits in registers: 2 on two cores."""
+    with ThreadPoolExecutor(2) as pool:
+        times = medians(
+            {
+                "one": lambda: _arithmetic(8_000_000, 1),
+                "two": lambda: list(pool.map(_arithmetic, (8_000_000, 8_000_000), (1, 2))),
+            },
+            repeats,
+        )
+    return 2 * times["one"] / times["two"]
 
 
 def measure(n: int, density: float, repeats: int) -> str:
@@ -45,36 +79,51 @@ def measure(n: int, density: float, repeats: int) -> str:
     item = ternary.from_floats(x, t, 0.01)
     payload = ternary.encode([item])
     dense = ternary.decode(payload, [(n,)], ["F16"])[0].data
-    warm, room = dense.copy(), np.zeros(2 * n + 64, np.uint8)
     k = np.count_nonzero(dense) / n
     entropy = n * (-k * math.log2(k) - (1 - k) * math.log2(1 - k) + k)
-
-    def rate(work: Callable[[], object]) -> float:
-        return n / seconds(work, repeats) / 1e9
-
-    copy = rate(lambda: np.copyto(warm, dense))
-    one, two = (
-        rate(lambda threads=threads: ternary.decode(payload, [(n,)], ["F16"], threads=threads, buffer=room))
-        for threads in (1, 2)
-    )
-    encode = rate(lambda: ternary.encode([item]))
-    from_floats = rate(lambda: ternary.encode([ternary.from_floats(x, t, 0.01)]))
+    warm, room = dense.copy(), np.zeros(2 * n + 64, np.uint8)
+    halves = list(zip(np.array_split(warm, 2), np.array_split(dense, 2), strict=True))
     planes = item.mask, item.sign, item.mask, item.sign
-    popcount = rate(lambda: kernels.dot(*planes))
-    blas = rate(lambda: x @ x)
+
+    def decode(threads: int, buffer: npt.NDArray[np.uint8] | None = room) -> object:
+        return ternary.decode(payload, [(n,)], ["F16"], threads=threads, buffer=buffer)
+
+    with ThreadPoolExecutor(2) as pool:
+        seconds = medians(
+            {
+                "copy": lambda: np.copyto(warm, dense),
+                "copy 2": lambda: list(pool.map(lambda half: np.copyto(*half), halves)),
+                "decode": lambda: decode(1),
+                "decode 2": lambda: decode(2),
+                "fresh": lambda: decode(1, None),
+                "encode": lambda: ternary.encode([item]),
+                "from floats": lambda: ternary.encode([ternary.from_floats(x, t, 0.01)]),
+                "popcount": lambda: kernels.dot(*planes),
+                "blas": lambda: x @ x,
+            },
+            repeats,
+        )
+    rate = {name: n / of / 1e9 for name, of in seconds.items()}
+    copy, one, two = rate["copy"], rate["decode"], rate["decode 2"]
     return (
-        f"{density:7.0%} {8 * len(payload) / entropy:7.4f} {copy:7.2f} {one:8.2f} {one / copy:6.2f}"
-        f" {two:10.2f} {two / copy:6.2f} {encode:8.2f} {from_floats:9.2f} {popcount:9.1f} {blas:6.2f}"
+        f"{density:7.0%} {8 * len(payload) / entropy:7.4f} {copy:7.2f} {rate['copy 2']:8.2f}"
+        f" {one:8.2f} {one / copy:6.2f} {two:10.2f} {two / copy:6.2f} {rate['fresh']:7.2f}"
+        f" {rate['encode']:8.2f} {rate['from floats']:9.2f} {rate['popcount']:9.1f} {rate['blas']:6.2f}"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the ternary coder.")
     parser.add_argument("--size", type=int, default=20_000_000)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, n = {arguments.size}; 1e9 parameters a second")
-    print("density    size  memcpy decode 1  ratio decode 2  ratio   encode  fp32+enc  popcount   BLAS")
+    print(describe("numpy", "numba"))
+    print(f"two threads do {gain_of_two_threads(arguments.repeats):.2f} times the arithmetic of one")
+    print(f"n = {arguments.size}; 1e9 parameters a second")
+    print(
+        "density    size  memcpy memcpy 2 decode 1  ratio   decode 2  ratio   fresh"
+        "   encode  fp32+enc  popcount   BLAS"
+    )
     for density in DENSITIES:
         print(measure(arguments.size, density, arguments.repeats), flush=True)
 

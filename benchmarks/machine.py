@@ -45,4 +45,5 @@ def commit() -> str:
 
 
 def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, check=True, text=True).stdout.strip()
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, check=True, text=True)
+    return done.stdout.strip()

@@ -1,7 +1,7 @@
 """The command line: one file a command, holding nothing but options, calls and printing.
 
-A command is found by its file name and imported when it is called, so that ``--help`` stays instant. Exit codes:
-0 done, 1 refused or failed with one clear line, 2 wrong usage, 130 interrupted.
+A command is found by its file name and imported when it is called, so that ``--help`` stays instant. Exit
+codes: 0 done, 1 refused or failed with one clear line, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ class Commands(click.Group):
     """Sub-commands by file name; a file whose name begins with an underscore is none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+        return sorted(
+            path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_")
+        )
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):

@@ -22,7 +22,9 @@ output_file = click.option("-o", "--output", metavar="OUT", help="Where to write
 threads = click.option("--threads", type=int, metavar="N", help="Threads to use.  [default: all processors]")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 dry_run = click.option("--dry-run", is_flag=True, help="Do everything but write.")
-device = click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu or cuda.")
+device = click.option(
+    "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu or cuda."
+)
 
 
 def shown(function: F) -> F:
@@ -79,7 +81,7 @@ def warn(text: str) -> None:
 
 @contextmanager
 def progress(what: str, *, quiet: bool, verbose: bool) -> Iterator[None]:
-    """While the block runs: a spinner on a terminal that says what is being done, lines with ``-v``, else silence."""
+    """While the block runs: a spinner on a terminal that says what is being done; lines with ``-v``."""
     logger = logging.getLogger("paring")
     if verbose:
         handler: logging.Handler = logging.StreamHandler(sys.stderr)

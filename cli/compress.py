@@ -20,7 +20,7 @@ _ROWS = 8
 
 
 class MethodCommand(click.Command):
-    """A command whose options include those of the method that ``--method`` names, read from its signature."""
+    """A command with the options of the method that ``--method`` names, read from its signature."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         chosen = _method_named(args)
@@ -63,8 +63,12 @@ def _method_options(method: registry.Method) -> list[click.Option]:
     options = [
         click.Option(
             ["--" + option.name.replace("_", "-"), f"method_{option.name}"],
-            metavar="|".join([*option.choices, *(k.__name__.upper() for k in option.types if k is not type(None))]),
-            help=option.help[:1].upper() + option.help[1:] + ("" if option.default is None else f"  [default: {option.default}]"),
+            metavar="|".join(
+                [*option.choices, *(k.__name__.upper() for k in option.types if k is not type(None))]
+            ),
+            help=option.help[:1].upper()
+            + option.help[1:]
+            + ("" if option.default is None else f"  [default: {option.default}]"),
         )
         for option in method.options.values()
     ]
@@ -75,10 +79,23 @@ def _method_options(method: registry.Method) -> list[click.Option]:
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
 @click.option("--ratio", type=float, metavar="R", help="Source bytes on disk over packed bytes, at least.")
 @click.option("--error", type=float, metavar="E", help="Relative error of the update, at most.")
-@click.option("--bits-per-param", type=float, metavar="B", help="Bits of the whole file a parameter, at most.")
+@click.option(
+    "--bits-per-param", type=float, metavar="B", help="Bits of the whole file a parameter, at most."
+)
 @click.option("--method", default=_DEFAULT, show_default=True, help="`paring methods` lists them.")
-@click.option("--carry", default="lossless", show_default=True, metavar="lossless|fp16|drop", help="What becomes of tensors that are not factors.")
-@click.option("-o", "--output", metavar="OUT", help="A file; a folder for several.  [default: NAME.paring.safetensors beside the source]")
+@click.option(
+    "--carry",
+    default="lossless",
+    show_default=True,
+    metavar="lossless|fp16|drop",
+    help="What becomes of tensors that are not factors.",
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    help="A file; a folder for several.  [default: NAME.paring.safetensors beside the source]",
+)
 @common.threads
 @common.device
 @common.dry_run
@@ -95,8 +112,8 @@ def command(
 ) -> int:
     """Compress adapters.
 
-    State the budget in one of three ways: --ratio, --error or --bits-per-param; without one the result is 16 times
-    smaller than the adapter in fp16. It is met, or refused with the best that can be had.
+    State the budget in one of three ways: --ratio, --error or --bits-per-param; without one the result is 16
+    times smaller than the adapter in fp16. It is met, or refused with the best that can be had.
 
     \b
     compress adapter_model.safetensors --ratio 20
@@ -115,13 +132,15 @@ def command(
 
 
 def _arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """What :func:`paring.api.compress` takes, from what click found; presets yield to options given beside them."""
+    """What :func:`paring.api.compress` takes, from what click found; options given beside a preset win."""
     method = registry.load("compress", given["method"])
     arguments = {key: value for key, value in given.items() if not key.startswith(("method_", "preset_"))}
     for name, preset in method.presets.items():
         if given.get(f"preset_{name}"):
             arguments.update(preset)
-    options = {key.removeprefix("method_"): value for key, value in given.items() if key.startswith("method_")}
+    options = {
+        key.removeprefix("method_"): value for key, value in given.items() if key.startswith("method_")
+    }
     return {**arguments, **{key: value for key, value in options.items() if value is not None}}
 
 
@@ -133,7 +152,12 @@ def _one(source: Path, output: Path | None, arguments: dict[str, Any], quiet: bo
 
 
 def _many(
-    sources: list[Path], output: str | None, arguments: dict[str, Any], as_json: bool, quiet: bool, verbose: bool
+    sources: list[Path],
+    output: str | None,
+    arguments: dict[str, Any],
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> int:
     """One file each, on past a bad one; the failures at the end and exit code 1."""
     from paring import plan
@@ -158,7 +182,9 @@ def _many(
             failures.append((source, str(error)))
     if as_json:
         failed = [{"input": str(source), "error": text} for source, text in failures]
-        common.print_json({"command": "compress", "reports": [r.to_json() for r in reports], "failures": failed})
+        common.print_json(
+            {"command": "compress", "reports": [r.to_json() for r in reports], "failures": failed}
+        )
     elif not quiet:
         _show_many(reports)
     for source, text in failures:
@@ -184,22 +210,46 @@ def _show_many(reports: list[Report]) -> None:
 def _show(report: Report, verbose: bool) -> None:
     out = common.console()
     assert report.ratio is not None and report.bytes_in is not None and report.bytes_out is not None
-    recipe = {k: v for k, v in (report.recipe or {}).items() if v is not None and k not in ("ratio", "error", "bits_per_param", "carry")}
+    recipe = {
+        k: v
+        for k, v in (report.recipe or {}).items()
+        if v is not None and k not in ("ratio", "error", "bits_per_param", "carry")
+    }
     verb = "would be written to" if report.dry_run else "written to"
-    out.print(f"[bold]{common.short(report.inputs[0])}[/] {verb} [bold]{common.short(report.output or '')}[/]")
+    out.print(
+        f"[bold]{common.short(report.inputs[0])}[/] {verb} [bold]{common.short(report.output or '')}[/]"
+    )
     rows = common.table("", "")
     rows.show_header = False
     rows.columns[1].justify = "left"
     rows.columns[1].no_wrap = False
-    rows.add_row("size", f"{common.size(report.bytes_in)} → {common.size(report.bytes_out)}: [bold green]{report.ratio:.1f} times smaller[/] on disk")
-    rows.add_row("", f"{report.ratio_fp16:.1f} times smaller than in fp16, {report.bits_per_param:.2f} bits a parameter")
-    rows.add_row("lost", f"[bold]{report.error:.3f}[/] relative error of the update, 0 = nothing, 1 = back at the base model")
-    rows.add_row("method", f"{report.method}: " + ", ".join(f"{k.replace('_', '-')} {v}" for k, v in recipe.items()))
+    rows.add_row(
+        "size",
+        f"{common.size(report.bytes_in)} → {common.size(report.bytes_out)}: [bold green]{report.ratio:.1f} times smaller[/] on disk",
+    )
+    rows.add_row(
+        "",
+        f"{report.ratio_fp16:.1f} times smaller than in fp16, {report.bits_per_param:.2f} bits a parameter",
+    )
+    rows.add_row(
+        "lost",
+        f"[bold]{report.error:.3f}[/] relative error of the update, 0 = nothing, 1 = back at the base model",
+    )
+    rows.add_row(
+        "method", f"{report.method}: " + ", ".join(f"{k.replace('_', '-')} {v}" for k, v in recipe.items())
+    )
     if report.carried:
         weight = sum(tensor.bytes for tensor in report.carried)
-        kind = {"lossless": "kept bit for bit", "fp16": "kept in fp16", "drop": "dropped"}[(report.recipe or {})["carry"]]
-        rows.add_row("carried", f"{len(report.carried)} tensors that are not factors ({common.size(weight)}), {kind}")
-    rows.add_row("took", f"{report.seconds:.1f} s, {common.size(report.peak_rss_bytes or 0)} at most, on {report.device}")
+        kind = {"lossless": "kept bit for bit", "fp16": "kept in fp16", "drop": "dropped"}[
+            (report.recipe or {})["carry"]
+        ]
+        rows.add_row(
+            "carried", f"{len(report.carried)} tensors that are not factors ({common.size(weight)}), {kind}"
+        )
+    rows.add_row(
+        "took",
+        f"{report.seconds:.1f} s, {common.size(report.peak_rss_bytes or 0)} at most, on {report.device}",
+    )
     out.print(rows)
     _show_modules(out, report.modules, verbose)
     if report.carried and verbose:
@@ -216,7 +266,11 @@ def _show_modules(out: Any, modules: list[ModuleReport], verbose: bool) -> None:
     """All modules with ``-v``, else those that lost most."""
     worst = sorted(modules, key=lambda module: -(module.error or 0))
     some = modules if verbose or len(modules) <= _ROWS else worst[:_ROWS]
-    title = "module" if some is modules else f"module (the {_ROWS} of {len(modules)} that lost most; -v shows all)"
+    title = (
+        "module"
+        if some is modules
+        else f"module (the {_ROWS} of {len(modules)} that lost most; -v shows all)"
+    )
     rows = common.table(title, "shape", "rank", "density", "bits/param", "error")
     for m in some:
         rows.add_row(

@@ -9,7 +9,9 @@ from paring.cli import _common as common
 
 @click.command("decompress", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("packed")
-@click.option("-o", "--output", required=True, metavar="OUT", help="A folder that PEFT loads, or a .safetensors file.")
+@click.option(
+    "-o", "--output", required=True, metavar="OUT", help="A folder that PEFT loads, or a .safetensors file."
+)
 @click.option("--dtype", metavar="fp64|fp32|fp16|bf16", help="Cast to this.  [default: as in the source]")
 @common.threads
 @common.overwrite

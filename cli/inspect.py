@@ -37,10 +37,15 @@ def _show(found: Inspection, verbose: bool) -> None:
     rows.columns[1].no_wrap = False
     packed = "packed " if found.packed else ""
     rows.add_row("file", f"[bold]{common.short(found.inputs[0])}[/]")
-    rows.add_row("kind", f"{packed}{found.kind}" + ("" if found.dialect == "none" else f", dialect {found.dialect}"))
+    rows.add_row(
+        "kind", f"{packed}{found.kind}" + ("" if found.dialect == "none" else f", dialect {found.dialect}")
+    )
     rows.add_row("base", common.short(found.base or "not stated"))
     dtypes = ", ".join(f"{count} × {dtype}" for dtype, count in found.dtypes.items())
-    rows.add_row("size", f"{common.size(found.bytes_in)}, {found.elements:,} elements in {sum(found.dtypes.values())} tensors ({dtypes})")
+    rows.add_row(
+        "size",
+        f"{common.size(found.bytes_in)}, {found.elements:,} elements in {sum(found.dtypes.values())} tensors ({dtypes})",
+    )
     if found.modules:
         ranks = Counter(module.rank for module in found.modules if module.rank)
         some = ", ".join(f"r = {rank} in {count}" for rank, count in sorted(ranks.items()))
@@ -62,12 +67,20 @@ def _show(found: Inspection, verbose: bool) -> None:
 def _add_packed(rows: Any, packed: dict[str, Any]) -> None:
     recipe = {k: v for k, v in packed.get("recipe", {}).items() if v is not None}
     rows.add_row("written by", f"{packed.get('tool', '?')}, format version {packed['version']}")
-    rows.add_row("method", f"{packed.get('method')}: " + ", ".join(f"{k.replace('_', '-')} {v}" for k, v in recipe.items()))
+    rows.add_row(
+        "method",
+        f"{packed.get('method')}: " + ", ".join(f"{k.replace('_', '-')} {v}" for k, v in recipe.items()),
+    )
     ratio = f"{packed['ratio']:.1f} times smaller than its source, " if packed.get("ratio") else ""
-    rows.add_row("ratio", f"{ratio}{packed['ratio_fp16']:.1f} times smaller than fp16, {packed['bits_per_param']:.2f} bits a parameter")
+    rows.add_row(
+        "ratio",
+        f"{ratio}{packed['ratio_fp16']:.1f} times smaller than fp16, {packed['bits_per_param']:.2f} bits a parameter",
+    )
     rows.add_row("error", f"{packed.get('error', 0):.4f} of the update, as recorded")
     for i, held in enumerate(packed["payloads"]):
-        text = f"{held['entry']}: {held['tensors']} tensors, {common.size(held['bytes'])}, codec {held['codec']}"
+        text = (
+            f"{held['entry']}: {held['tensors']} tensors, {common.size(held['bytes'])}, codec {held['codec']}"
+        )
         rows.add_row("payloads" if i == 0 else "", common.short(text))
     rows.add_row("digest", packed["digest"])
 
@@ -79,7 +92,10 @@ def _show_modules(out: Any, found: Inspection, verbose: bool) -> None:
     for m in some:
         shape = f"{m.shape[0]} × {m.shape[1]}"
         if found.packed:
-            extra = ["-" if m.density is None else f"{m.density:.3f}", "-" if m.error is None else f"{m.error:.3f}"]
+            extra = [
+                "-" if m.density is None else f"{m.density:.3f}",
+                "-" if m.error is None else f"{m.error:.3f}",
+            ]
         else:
             extra = ["-" if m.scale is None else f"{m.scale:g}"]
         rows.add_row(common.short(m.name), shape, str(m.rank or "-"), *extra)

@@ -162,15 +162,14 @@ def load_into(
     try:
         model.add_adapter(adapter_name, kind.from_peft_type(**config))
         result: Any = peft.set_peft_model_state_dict(model, tensors, adapter_name=adapter_name)
-        unfilled = [
-            name
-            for name in result.missing_keys
-            if f".{adapter_name}." in name or name.endswith(f".{adapter_name}")
-        ]
         if result.unexpected_keys:
             raise BadFileError(f"{packed}: this model has no place for {result.unexpected_keys[0]}")
-        if unfilled:
+        made = peft.get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+        if unfilled := sorted(made.keys() - tensors.keys()):
             raise BadFileError(f"{packed} does not hold {unfilled[0]}, which its configuration asks for")
+        for name, module in model.named_modules():
+            if name.endswith(f".{adapter_name}"):  # new modules train, whatever the model does
+                module.train(model.training)
     except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         if adapter_name in model.peft_config:
             model.delete_adapter(adapter_name)

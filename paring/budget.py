@@ -1,14 +1,13 @@
 """Budgets: how small, or how near. Stated in one of three ways, solved on a family's dial.
 
 A size budget wants the least loss that fits; a loss budget wants the smallest size that is good enough. Sizes
-are those of the whole file, found by encoding it; losses are measured on the values that a reader will
-decode.
+are those of the whole file, found by encoding it; losses are measured on the values that a reader decodes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -85,35 +84,56 @@ class Dials:
 
     def for_size(self, most_bytes: int) -> Trial | None:
         """The trial of least error within ``most_bytes``; None when even the lowest dial is larger."""
-        top = self._largest(self.count, lambda tried: tried.nbytes <= most_bytes)
+        top = self._largest(lambda tried: math.log(tried.nbytes), math.log(max(1, most_bytes)))
         if top is None:
             return None
-        beyond = map(self.trial, range(top.dial + 1, min(top.dial + 1 + self.scan, self.count)))
-        fitting = [tried for tried in beyond if tried.nbytes <= most_bytes]
-        return min([self._least_loss(top.dial), *fitting], key=lambda tried: tried.error)
+        # a dial below the top may still be too large
+        found = [top, self._least_loss(top.dial), *self._beyond(top.dial + 1)]
+        return min((tried for tried in found if tried.nbytes <= most_bytes), key=lambda tried: tried.error)
 
     def for_error(self, error: float) -> Trial | None:
         """The smallest trial with at most ``error``; None when no dial is good enough."""
-        best = self._least_loss(self.count - 1)
-        if best.error > error:
-            return None
-        worse = self._largest(best.dial + 1, lambda tried: tried.error > error)
+        worse = self._largest(lambda tried: -tried.error, math.nextafter(-error, -math.inf))
         first = worse.dial + 1 if worse else 0
-        window = map(self.trial, range(first, min(first + 1 + self.scan, self.count)))
-        return min((tried for tried in window if tried.error <= error), key=lambda tried: tried.nbytes)
+        good = [tried for tried in self._beyond(first) if tried.error <= error]
+        if not good:  # loss rises again towards the end: its minimum may still be good enough
+            good = [tried for tried in (self.least_error(),) if tried.error <= error]
+        return min(good, key=lambda tried: tried.nbytes, default=None)
 
     def least_error(self) -> Trial:
         """The trial of least error, whatever its size."""
         return self._least_loss(self.count - 1)
 
-    def _largest(self, count: int, holds: Callable[[Trial], bool]) -> Trial | None:
-        """The trial of the largest dial for which ``holds``, taken to hold up to some dial and not beyond."""
-        if not holds(self.trial(0)):
+    def _beyond(self, first: int) -> Iterator[Trial]:
+        """``first`` and up to ``scan`` more dials, while they stay within two per cent of its size."""
+        for dial in range(first, min(first + 1 + self.scan, self.count)):
+            tried = self.trial(dial)
+            if tried.nbytes > 1.02 * self.trial(first).nbytes:
+                return
+            yield tried
+
+    def _largest(self, value: Callable[[Trial], float], limit: float) -> Trial | None:
+        """The trial of the largest dial with a ``value`` within ``limit``; values are taken to rise.
+
+        Low dials are the cheap ones to try: a climb in tenths, then interpolation and bisection in turn.
+        """
+        if value(self.trial(0)) > limit:
             return None
-        low, high = 0, count - 1
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if holds(self.trial(middle)) else (low, middle - 1)
+        low, high, stride = 0, self.count, max(1, self.count // 10)
+        while low + stride < self.count:
+            if value(self.trial(low + stride)) > limit:
+                high = low + stride
+                break
+            low += stride
+        bisect = False
+        while high - low > 1:
+            share = 0.5
+            if high < self.count and not bisect:
+                at_low, at_high = value(self.trial(low)), value(self.trial(high))
+                share = min(max((limit - at_low) / (at_high - at_low), 0.02), 0.98)
+            middle = min(max(low + round(share * (high - low)), low + 1), high - 1)
+            low, high = (middle, high) if value(self.trial(middle)) <= limit else (low, middle)
+            bisect = not bisect
         return self.trial(low)
 
     def _least_loss(self, top: int) -> Trial:

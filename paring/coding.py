@@ -1,9 +1,8 @@
-"""What compression methods are given and what they hand back, so that budgets are solved once for all of
-them.
+"""What compression methods are given and what they hand back, so that budgets are solved in one place.
 
 A method gets the :class:`Factors` of every module and returns a :class:`Family`: codings on one dial, larger
-and better as it turns up. :mod:`paring.budget` finds the dial. :func:`loss_of` measures what a coding lost, on
-the very values that a reader will decode.
+and better as it turns up. :mod:`paring.budget` finds the dial. :func:`loss_of` measures what a coding lost,
+on the very values that a reader will decode.
 """
 
 from __future__ import annotations
@@ -80,14 +79,13 @@ class Loss:
 def values(item: Ternary, dtype: str) -> npt.NDArray[np.float64]:
     """The dense values, fp64, that ``item`` decodes to in ``dtype``."""
     scale = from_f32(item.scale, dtype, "a scale")
-    wide = scale.data.astype(np.float64) if dtype == "F64" else scale.f32().astype(np.float64)
-    trits = to_trits(item)
-    out: npt.NDArray[np.float64]
+    wide = (scale.data if dtype == "F64" else scale.f32()).astype(np.float64)
+    trits = to_trits(item).astype(np.float64)
     if item.layout == "rows":
         return trits * wide.reshape(-1, *[1] * (trits.ndim - 1))
     if item.layout == "columns":
         return (trits.reshape(trits.shape[0], -1) * wide).reshape(trits.shape)
-    return trits * wide[0]
+    return trits * float(wide[0])
 
 
 def loss_of(factors: Factors, a: Ternary, b: Ternary | None) -> Loss:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import paring
 from paring.budget import Dials, Trial, refuse
@@ -82,6 +85,8 @@ def _read(plan: CompressPlan) -> tuple[list[Factors], str]:
                     "this adapter is broken, get or train it again"
                 )
             if name in wanted:
+                if stored.dtype == "F64" and not np.isfinite(stored.f32()).all():
+                    raise BadValueError(f"{plan.source.path}: {name} holds a value too large for fp32")
                 parts[name] = stored
             yield name, stored
 
@@ -145,7 +150,9 @@ def _refusal(plan: CompressPlan, dials: Dials, carried: Sequence[Payload]) -> Bu
             f", {weight} of them for {len(plan.carried)} carried tensors such as {largest.name} "
             f"({largest.why}; see --carry)"
         )
-    return refuse(plan.budget, smallest, plan.source.nbytes, plan.elements, blocked)
+    # the file tells its budget: the digits of the one that is met may take some bytes more
+    best = replace(smallest, nbytes=smallest.nbytes + 16)
+    return refuse(plan.budget, best, plan.source.nbytes, plan.elements, blocked)
 
 
 def _payloads(modules: Sequence[Factors], coded: Coded) -> list[Payload]:

@@ -30,8 +30,8 @@ def distance(A1: Floats, B1: Floats, A2: Floats, B2: Floats) -> float:
     """``||B1 @ A1 - B2 @ A2||_F^2``, by QR of the stacked factors: near-equal products do not cancel."""
     left = np.concatenate([B1, -np.asarray(B2)], axis=1, dtype=np.float64)  # (out, r1 + r2)
     right = np.concatenate([A1, A2], axis=0, dtype=np.float64)  # (r1 + r2, in)
-    r_left: F64 = np.linalg.qr(left, mode="r")
-    r_right: F64 = np.linalg.qr(right.T, mode="r")
+    r_left: Any = np.linalg.qr(left, mode="r")
+    r_right: Any = np.linalg.qr(right.T, mode="r")
     core = r_left @ r_right.T
     return float((core * core).sum())
 

@@ -114,8 +114,8 @@ class Packed(Checkpoint):
         codec = codecs.find(held.codec, held.version)
         if codec is None:
             raise UnsupportedError(
-                f"{self.path}: tensor {held.specs[0].name} is coded with {held.codec} version {held.version}, "
-                "which this paring does not know: upgrade it"
+                f"{self.path}: tensor {held.specs[0].name} is coded with {held.codec} version "
+                f"{held.version}, which this paring does not know: upgrade it"
             )
         return codec
 

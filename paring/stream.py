@@ -151,7 +151,10 @@ class Magnitudes:
         self, items: Sequence[Item], *, threads: int = 1, memory: int = 1 << 30, device: str = "cpu"
     ) -> None:
         self._items, self._threads, self._memory, self._device = items, threads, memory, device
-        self._high = self._run(_Counts(order.HIGH, lambda x: order.high(x, device)))
+        high = self._run(_Counts(order.HIGH, lambda x: order.high(x, device)))
+        # there may be many of these at a time, and nearly all buckets are empty
+        self._buckets = np.flatnonzero(high)
+        self._counts = high[self._buckets]
 
     def _run(self, counts: _Counts) -> order.Counts:
         return reduce(self._items, counts, threads=self._threads, memory=self._memory)
@@ -159,7 +162,7 @@ class Magnitudes:
     @property
     def n(self) -> int:
         """How many values there are."""
-        return int(self._high.sum())
+        return int(self._counts.sum())
 
     def kth_largest(self, k: int) -> np.float32:
         """The k-th largest magnitude, ``1 <= k <= n``, exactly, however many are tied."""
@@ -169,4 +172,6 @@ class Magnitudes:
         def refine(bucket: int) -> order.Counts:
             return self._run(_Counts(order.LOW, lambda x: order.low(x, bucket, self._device)))
 
-        return order.kth_largest(self._high, refine, k)
+        high = np.zeros(order.HIGH, np.int64)
+        high[self._buckets] = self._counts
+        return order.kth_largest(high, refine, k)

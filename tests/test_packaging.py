@@ -1,4 +1,4 @@
-"""The wheel holds exactly what the repository does; the package imports cheaply; the README says what runs."""
+"""The wheel holds what the repository does; the package imports cheaply; the README says what runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def test_wheel_holds_what_git_holds(tmp_path: Path) -> None:
     expected = {
         ("paring/" if name.split("/")[0] in MAPPED else "") + name
         for name in files
-        if name.split("/")[0] in (*MAPPED, "paring") and not (ROOT / name).is_symlink() and (ROOT / name).is_file()
+        if name.split("/")[0] in (*MAPPED, "paring")
+        and not (ROOT / name).is_symlink()
+        and (ROOT / name).is_file()
     }
     source = tmp_path / "source"
     for name in files:  # a build writes beside its sources
@@ -37,7 +39,16 @@ def test_wheel_holds_what_git_holds(tmp_path: Path) -> None:
             target.symlink_to((ROOT / name).readlink())
         else:
             target.write_bytes((ROOT / name).read_bytes())
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
+    build = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path),
+        str(source),
+    ]
     done = subprocess.run(build, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = tmp_path.glob("*.whl")
@@ -47,7 +58,9 @@ def test_wheel_holds_what_git_holds(tmp_path: Path) -> None:
     assert {name.split("/")[0] for name in found} == {"paring"}
 
 
-@pytest.mark.parametrize("module", ["paring", "paring.registry", "paring.api", "paring.cli", "paring.cli.compress"])
+@pytest.mark.parametrize(
+    "module", ["paring", "paring.registry", "paring.api", "paring.cli", "paring.cli.compress"]
+)
 def test_import_is_cheap(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'numba', 'scipy', 'rich'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

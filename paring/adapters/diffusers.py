@@ -1,8 +1,7 @@
-"""diffusers before its PEFT days: ``unet.....to_k.lora.down.weight``,
-``....processor.to_k_lora.down.weight``.
+"""diffusers before its PEFT days: ``unet.A.to_k.lora.down.weight``, ``A.processor.to_k_lora.down.weight``.
 
-The format stores no alpha: scale 1. Newer diffusers files use PEFT's factor
-names and are read by :mod:`.peft`.
+The format stores no alpha: scale 1. Newer diffusers files use PEFT's factor names and are read by
+:mod:`.peft`.
 """
 
 from __future__ import annotations

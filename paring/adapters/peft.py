@@ -13,13 +13,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from paring.adapters.view import Dialect
+from paring.errors import BadFileError
 
 _PREFIX = "base_model.model."
 
 
 def _pattern(config: Mapping[str, Any], key: str, module: str) -> Any:
     """The first entry of ``rank_pattern`` or ``alpha_pattern`` whose key matches ``module``, or None."""
-    for pattern, value in (config.get(key) or {}).items():
+    patterns = config.get(key) or {}
+    if not isinstance(patterns, Mapping):
+        raise BadFileError(f"adapter_config.json: {key} must map names of modules to numbers")
+    for pattern, value in patterns.items():
         try:
             if re.match(rf"^(.*\.)?({pattern})$", module):
                 return value
@@ -35,9 +39,11 @@ def _scale(
         return 1.0, "assumed 1: no lora_alpha (adapter_config.json missing?)"
     own = _pattern(config, "alpha_pattern", module.removeprefix(_PREFIX))
     alpha, source = (own, "alpha_pattern") if own is not None else (config["lora_alpha"], "lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise BadFileError(f"adapter_config.json: {source} of module {module} is {alpha!r}, not a number")
     if config.get("use_rslora"):
-        return float(alpha) / math.sqrt(rank), f"{source} / sqrt(r) (rsLoRA)"
-    return float(alpha) / rank, f"{source} / r"
+        return alpha / math.sqrt(rank), f"{source} / sqrt(r) (rsLoRA)"
+    return alpha / rank, f"{source} / r"
 
 
 def _expected_rank(module: str, config: Mapping[str, Any] | None) -> int | None:

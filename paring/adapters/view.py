@@ -84,8 +84,10 @@ class Dialect:
 
     ``roles`` maps a role to ``"a"`` or ``"b"``; ``scale`` is the rule; ``others`` explains names that are
     known but not factors (pattern -> why they are carried); ``nonlinear`` names the kinds whose factors must
-    not be taken as a plain product: a tensor matching the pattern makes its whole module carried. ``check``
-    returns what the configuration says against the modules found.
+    not be taken as a plain product: a tensor matching the pattern makes its whole module carried. ``vector``
+    matches (IA)^3 vectors. ``module_name`` makes a module's name in the view; of such a name, ``veto`` says
+    why the configuration forbids a plain product, ``expected_rank`` what rank it states. ``kind`` names the
+    sort of adapter.
     """
 
     name: str

@@ -23,6 +23,10 @@ SIDE_BITS = 8.0
 STEPS_PER_RMS = 12
 #: and end at this many times the rms
 TOP_RMS = 5
+#: power steps towards the leading direction of the residual, from which a term starts
+POWER_STEPS = 4
+#: how often p and q are improved in turn when a term is new
+ALTERNATIONS = 3
 
 F64 = npt.NDArray[np.float64]
 Trits = npt.NDArray[np.int8]

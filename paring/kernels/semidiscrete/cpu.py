@@ -8,11 +8,17 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from paring.kernels.semidiscrete import F64, SIDE_BITS, STEPS_PER_RMS, TOP_RMS, Trits
+from paring.kernels.semidiscrete import (
+    ALTERNATIONS,
+    F64,
+    POWER_STEPS,
+    SIDE_BITS,
+    STEPS_PER_RMS,
+    TOP_RMS,
+    Trits,
+)
 
 _LEVELS = STEPS_PER_RMS * TOP_RMS
-_POWER_STEPS = 4
-_ALTERNATIONS = 3
 # sums may be reordered (vectorised); NaN and infinity never get here
 _njit = nb.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
 
@@ -24,7 +30,7 @@ def _bits(n: int, kept: float) -> float:
     """Bits of a ternary vector of n entries, ``kept`` of them non-zero."""
     if kept == 0:
         return 0.0
-    bits = SIDE_BITS + kept + n * np.log2(n) - kept * np.log2(kept)
+    bits: float = SIDE_BITS + kept + n * np.log2(n) - kept * np.log2(kept)
     if kept < n:
         bits -= (n - kept) * np.log2(n - kept)
     return bits
@@ -153,9 +159,9 @@ def _build(A: _Array, Bt: _Array, P: _Array, Q: _Array, scale: _Array, slope: fl
     while rows > 1 and not A[rows - 1].any():
         rows -= 1
     for c in range(P.shape[0]):
-        # a start that is not orthogonal to the residual; a module of low true rank may take more terms than that
+        # a start that is not orthogonal to the residual; there may be more terms than rank vectors in use
         x[:] = A[c % rows]
-        for _ in range(_POWER_STEPS):
+        for _ in range(POWER_STEPS):
             _residual_times(Bt, A, P, Q, scale, x, y)
             norm = np.sqrt((y * y).sum())
             if norm == 0.0:
@@ -164,7 +170,7 @@ def _build(A: _Array, Bt: _Array, P: _Array, Q: _Array, scale: _Array, slope: fl
             _residual_times(A, Bt, Q, P, scale, y, x)
         if _ternarise(x, 1.0, slope, Q[c]) == 0:
             return
-        _improve(A, Bt, P, Q, scale, c, slope, _ALTERNATIONS)
+        _improve(A, Bt, P, Q, scale, c, slope, ALTERNATIONS)
         if scale[c] == 0.0:
             return
 

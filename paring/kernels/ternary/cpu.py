@@ -17,6 +17,7 @@ from numba import njit
 from paring.dtypes import STORAGE, from_f32
 from paring.errors import BadFileError
 from paring.kernels.ternary import decoder, encoder, tables
+from paring.kernels.ternary.counting import popcount
 from paring.kernels.ternary.reference import BLOCK, Bytes
 
 
@@ -87,23 +88,15 @@ def dequantise(mask: Bytes, sign: Bytes, n: int, scale: float, dtype: str) -> np
 
 
 @njit(cache=True, nogil=True)
-def _ones(x: Any) -> Any:
-    x = x - (x >> np.uint64(1) & np.uint64(0x5555555555555555))
-    x = (x & np.uint64(0x3333333333333333)) + (x >> np.uint64(2) & np.uint64(0x3333333333333333))
-    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return x * np.uint64(0x0101010101010101) >> np.uint64(56)
-
-
-@njit(cache=True, nogil=True)
 def _counts(mask_a: Any, sign_a: Any, mask_b: Any, sign_b: Any) -> Any:
     """Popcounts of: a, b, both, both with opposite signs."""
     a = b = both = opposite = np.uint64(0)
     for i in range(len(mask_a)):
         common = np.uint64(mask_a[i] & mask_b[i])
-        a += _ones(np.uint64(mask_a[i]))
-        b += _ones(np.uint64(mask_b[i]))
-        both += _ones(common)
-        opposite += _ones(common & np.uint64(sign_a[i] ^ sign_b[i]))
+        a += popcount(np.uint64(mask_a[i]))
+        b += popcount(np.uint64(mask_b[i]))
+        both += popcount(common)
+        opposite += popcount(common & np.uint64(sign_a[i] ^ sign_b[i]))
     return a, b, both, opposite
 
 
@@ -112,8 +105,8 @@ def _dot(mask_a: Any, sign_a: Any, mask_b: Any, sign_b: Any) -> Any:
     both = opposite = np.uint64(0)
     for i in range(len(mask_a)):
         common = np.uint64(mask_a[i] & mask_b[i])
-        both += _ones(common)
-        opposite += _ones(common & np.uint64(sign_a[i] ^ sign_b[i]))
+        both += popcount(common)
+        opposite += popcount(common & np.uint64(sign_a[i] ^ sign_b[i]))
     return both, opposite
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from paring.kernels.ternary.counting import ones
 from paring.kernels.ternary.reference import BLOCK, LANES
 from paring.kernels.ternary.tables import COUNT, DEPOSIT
 
@@ -68,17 +69,20 @@ def _run8(slot: Any, words: Any, w: Any, masks: Any, states: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _unescape(masks: Any, mark: int, raw: Any, end: int) -> Any:
+def _unescape(masks: Any, mark: int, raw: Any, end: int) -> int:
     """Replace each marker by the next escaped mask, found backwards from raw[end]; their begin or -1."""
-    found = 0
-    for i in range(len(masks)):
-        found += masks[i] == mark
-    if found > end:
-        return -1
-    for i in range(len(masks) if found else 0):
-        if masks[i] == mark:
-            end -= 1
-            masks[i] = raw[end]
+    marker = np.uint8(mark)
+    for start in range(0, len(masks), 64):  # few of these hold any, and LLVM compares them as vectors
+        part = masks[start : start + 64]
+        some = False
+        for i in range(len(part)):
+            some |= part[i] == marker
+        for i in range(len(part) if some else 0):
+            if part[i] == marker:
+                if end == 0:
+                    return -1
+                end -= 1
+                part[i] = raw[end]
     return end
 
 
@@ -132,23 +136,12 @@ def _masks(data: Any, mode: int, pieces: Any, first: int, last: int, classes: An
                 return False
             signs[2 * lane] = states[lane] & np.uint64(255)
             signs[2 * lane + 1] = states[lane] >> np.uint64(8) & np.uint64(255)
-    ones = _ones(masks, 0, pieces[last] - start)
-    rest = max(0, (ones + 7 >> 3) - 2 * lanes)
+    count = ones(masks, 0, pieces[last] - start)
+    rest = max(0, (count + 7 >> 3) - 2 * lanes)
     if end - at != rest:
         return False
     signs[2 * lanes : 2 * lanes + rest] = raw[at:end]
     return True
-
-
-@njit(cache=True, nogil=True)
-def _ones(masks: Any, a: int, b: int) -> Any:
-    ones: Any = 0
-    for i in range(a, b):  # of this, LLVM makes vectors of popcounts
-        m = masks[i]
-        m -= m >> np.uint8(1) & np.uint8(0x55)
-        m = (m & np.uint8(0x33)) + (m >> np.uint8(2) & np.uint8(0x33))
-        ones += np.int64(np.uint8(m + (m >> np.uint8(4))) & np.uint8(0x0F))
-    return ones
 
 
 @njit(cache=True, nogil=True)
@@ -242,7 +235,7 @@ def decode_dense(
             b = pieces[p + 1] - pieces[firsts[block]]
             s = owner[p]
             if targets[s] < 0:
-                bit += _ones(masks, a, b)
+                bit += ones(masks, a, b)
                 continue
             if table[16, 0] != values[s, 0] or table[17, 0] != values[s, 1]:
                 _fill_table(table, values[s, 0], values[s, 1])

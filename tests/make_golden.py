@@ -1,0 +1,168 @@
+"""How the golden packed files in ``fixtures/packed`` were made: ``python tests/make_golden.py NEW_FOLDER``.
+
+They are never made again in place: a reader of format version 1 must decode them bit for bit for ever,
+whatever a later encoder writes. A new case gets a new file; this script refuses to touch one that exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paring.api import compress
+from paring.checkpoint import digest, write_safetensors
+from paring.codecs import stored, ternary
+from paring.codecs.ternary import from_trits
+from paring.dtypes import Stored, from_f32
+from paring.packed import open_source
+from paring.packing import Image, Payload, Spec
+
+PREFIX = "base_model.model.layers"
+LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+#: the published rule, in the words of the method
+PAPER = {"basis": "trained", "scope": "global", "alpha": 1.0}
+
+Tensors = dict[str, Stored]
+
+
+def values(shape: tuple[int, ...], dtype: str = "F32", seed: int = 0, around: float = 0.0) -> Stored:
+    """Normal values of deviation .05."""
+    x = np.random.default_rng(seed).normal(around, 0.05, shape).astype(np.float32)
+    return from_f32(x.astype(np.float64) if dtype == "F64" else x, dtype)
+
+
+def lora(dtype: str = "F32", rank: int = 4, modules: tuple[str, ...] = ("q_proj", "v_proj")) -> Tensors:
+    """Two layers of ``modules``, A (r, 40), B (56, r)."""
+    out: Tensors = {}
+    for layer in range(2):
+        for i, module in enumerate(modules):
+            name, seed = f"{PREFIX}.{layer}.self_attn.{module}", 10 * layer + 2 * i
+            out[f"{name}.lora_A.weight"] = values((rank, 40), dtype, seed)
+            out[f"{name}.lora_B.weight"] = values((56, rank), dtype, seed + 1)
+    return out
+
+
+def carried() -> Tensors:
+    """Tensors of many dtypes that are not factors."""
+    flags = np.array([True, False, True])
+    return {
+        "base_model.model.score.weight": values((3, 40), "F32", 100),
+        "base_model.model.score.bias": values((3,), "F64", 101),
+        "base_model.model.norm.weight": values((40,), "BF16", 102, 1.0),
+        "base_model.model.ids": Stored("I64", np.arange(-4, 20, dtype=np.int64).reshape(2, 12)),
+        "base_model.model.flags": Stored("BOOL", flags),
+        "base_model.model.empty": Stored("F16", np.zeros((0, 7), np.float16)),
+        "base_model.model.größe": Stored("F32", np.array(2.5, np.float32)),
+    }
+
+
+def ia3(dtype: str) -> Tensors:
+    """(IA)^3 vectors around one."""
+    shapes = {"k_proj": (40, 1), "v_proj": (40, 1), "down_proj": (1, 90)}
+    return {
+        f"{PREFIX}.{layer}.{module}.ia3_l": values(shape, dtype, 10 * layer + i, 1.0)
+        for layer in range(2)
+        for i, (module, shape) in enumerate(shapes.items())
+    }
+
+
+def kohya() -> Tensors:
+    """Two kohya modules with alphas, and a bias to be dropped."""
+    out: Tensors = {"lora_te_extra.diff_b": values((9,), "F16", 9)}
+    for i, module in enumerate(("lora_unet_a", "lora_te_b")):
+        out[f"{module}.lora_down.weight"] = values((4, 40), "F16", 2 * i)
+        out[f"{module}.lora_up.weight"] = values((56, 4), "F16", 2 * i + 1)
+        out[f"{module}.alpha"] = Stored("F16", np.array(2 + i, np.float16))
+    return out
+
+
+def compressed(
+    tensors: Tensors, config: Mapping[str, Any] | None = LORA, **options: Any
+) -> Callable[[Path], None]:
+    """What ``paring.api.compress`` makes of an adapter."""
+
+    def make(path: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "adapter_model.safetensors"
+            write_safetensors(source, tensors, {"format": "pt"})
+            if config:
+                (Path(folder) / "adapter_config.json").write_text(json.dumps(config))
+            compress(source, path, threads=1, **options)
+
+    return make
+
+
+def blocks(path: Path) -> None:
+    """A tensor of five blocks in a payload of its own: modes 3, none, 2, 1 and 0; rows, columns, escapes."""
+    rng = np.random.default_rng(5)
+    trits = np.zeros(4 * 65_536 + 40, np.int8)
+    for begin, count in ((0, 1500), (2 * 65_536, 200), (3 * 65_536, 20)):
+        where = begin + rng.choice(65_536, count, replace=False)
+        trits[where] = rng.choice(np.array([-1, 1], np.int8), count)
+    trits[-40:] = np.array([1, -1] * 20, np.int8) * (rng.random(40) < 0.5)
+    big = from_trits(trits, np.float32(0.0371))
+    dense = from_trits(
+        (np.arange(3000).reshape(30, 100) % 97 != 0).astype(np.int8), np.float32(-1.5), "whole"
+    )
+    rows = from_trits(rng.integers(-1, 2, (5, 13), np.int8), rng.normal(size=5).astype(np.float32), "rows")
+    columns = from_trits(
+        rng.integers(-1, 2, (5, 2, 7), np.int8), rng.normal(size=14).astype(np.float32), "columns"
+    )
+    none = from_trits(np.zeros((0, 3), np.int8), 0.0)
+    specs = [Spec("dense", "F16", dense.shape), Spec("manifest", "F64", rows.shape), Spec("ternary", "BF16",
+    columns.shape),
+             Spec("none", "F32", none.shape)]  # fmt: skip
+    pack = ternary.encode([dense, rows, columns, none])
+    wide = Stored("U16", np.arange(600, dtype=np.uint16).reshape(20, 30))
+    image = Image(
+        [
+            Payload("ternary", ternary.ID, 1, pack, tuple(specs)),
+            Payload("big", ternary.ID, 1, ternary.encode([big]), (Spec("big", "F32", big.shape),)),
+            Payload("manifest", stored.ID, 1, stored.encode([wide]), (Spec("wide", "U16", wide.shape),)),
+        ],
+        {"tool": "paring", "metadata": {"format": "pt", "naïve": ""}},
+    )
+    image.write(path, digest(image.decoded()), lambda _: None)
+
+
+BIG_ENOUGH = {"bits_per_param": 24.0}  # these files are small: their names weigh more than their weights
+CASES: dict[str, Callable[[Path], None]] = {
+    "lora_f32_semidiscrete": compressed(lora(), **BIG_ENOUGH),
+    "lora_f16_published": compressed(lora("F16"), density=0.3, **PAPER),
+    "lora_bf16_carried": compressed(lora("BF16") | carried(), **BIG_ENOUGH),
+    "lora_bf16_carried_fp16": compressed(lora("BF16") | carried(), carry="fp16", **BIG_ENOUGH),
+    "lora_f64_tensor_scope": compressed(lora("F64"), basis="svd", scope="tensor", density=0.2),
+    "lora_rank_1": compressed(lora(rank=1), LORA | {"r": 1}, density=0.5),
+    "ia3_f32": compressed(ia3("F32"), {"peft_type": "IA3", "target_modules": ["k_proj"]}, density=0.5),
+    "ia3_f16": compressed(ia3("F16"), {"peft_type": "IA3", "target_modules": ["k_proj"]}, density=0.5),
+    "kohya_f16_dropped": compressed(kohya(), None, carry="drop", density=0.4),
+    "blocks": blocks,
+}
+
+
+def main(folder: Path) -> None:
+    """Make every case that is not in ``folder`` yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    listing = folder / "golden.json"
+    golden = json.loads(listing.read_text()) if listing.exists() else {}
+    for name, make in CASES.items():
+        path = folder / f"{name}.paring.safetensors"
+        if path.exists():
+            print(f"{path} exists: left alone")
+            continue
+        make(path)
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        golden[name] = {"sha256": sha256, "digest": open_source(path).digest()}
+        listing.write_text(json.dumps(golden, indent=2, sort_keys=True) + "\n")
+        print(path, path.stat().st_size)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,80 @@
+"""Golden packed files: later versions decode them bit for bit, as does a decoder made from the page."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paring.checkpoint import digest
+from paring.kernels.ternary import reference
+from paring.manifest import DICTIONARY
+from paring.packed import open_source
+from tests import plain_decoder
+from tests.make_golden import CASES
+
+FOLDER = Path(__file__).parents[1] / "fixtures" / "packed"
+GOLDEN = json.loads((FOLDER / "golden.json").read_text())
+
+
+def path_of(name):
+    return FOLDER / f"{name}.paring.safetensors"
+
+
+def test_every_file_is_listed_and_every_case_made():
+    assert {path_of(name) for name in GOLDEN} == set(FOLDER.glob("*.safetensors"))
+    assert set(GOLDEN) == set(CASES)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_files_are_as_they_were_made(name):
+    assert hashlib.sha256(path_of(name).read_bytes()).hexdigest() == GOLDEN[name]["sha256"]
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_decodes_bit_for_bit(name):
+    opened = open_source(path_of(name), threads=2)
+    assert opened.digest_recorded == GOLDEN[name]["digest"]
+    assert digest(opened.read_all()) == opened.digest() == GOLDEN[name]["digest"]
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_decodes_by_the_page_alone(name):
+    told = plain_decoder.decode(path_of(name).read_bytes(), DICTIONARY)
+    found = {
+        n: (tensor.dtype, tensor.shape, tensor.tobytes())
+        for n, tensor in open_source(path_of(name)).read_all()
+    }
+    assert told == found
+
+
+def test_what_the_page_pins():
+    page = (FOLDER.parents[1] / "docs" / "format.md").read_text()
+    assert len(DICTIONARY) == 2674
+    assert (
+        hashlib.sha256(DICTIONARY).hexdigest()
+        == "bbe3dffa973e1a24f74ed3459ab5b8f2509fd1ca5b8332f265c9cf789857a6e5"
+    )
+    table = np.array([reference.frequencies(q) for q in reference.DENSITIES[1:]], "<u2")
+    assert hashlib.sha256(table.tobytes()).hexdigest() in page
+    assert hashlib.sha256(DICTIONARY).hexdigest() in page
+    assert list(reference.DENSITIES) == plain_decoder.DENSITIES
+    assert all(str(q) in page.split("```")[1].split() for q in reference.DENSITIES[1:])
+
+
+def test_goldens_cover_the_format():
+    used = set()
+    for name in GOLDEN:
+        opened = open_source(path_of(name))
+        for held in opened.payloads:
+            used |= {
+                held.codec,
+                *(spec.dtype for spec in held.specs),
+                *(f"as {spec.stored_as}" for spec in held.specs),
+            }
+            used |= {"ones"} if any(spec.ones for spec in held.specs) else set()
+            if held.codec == "ternary":
+                used |= {opened.planes(spec.name).layout for spec in held.specs if not spec.ones}
+    expected = {"ternary", "bytes", "ones", "as F16", "whole", "rows", "columns"}
+    assert expected | {"F64", "F32", "F16", "BF16", "I64", "U16", "BOOL"} <= used
