@@ -8,8 +8,9 @@ on one thread and two. ``decode``: to dense fp16 in warm memory, on one thread a
 of memcpy on one; ``fresh``: on one thread to memory that the system has yet to hand out. ``encode``: from
 planes, and from fp32 through a threshold. ``popcount``: dot product of planes, against BLAS in fp32.
 
-Medians of runs that take turns, so that a machine that changes its speed changes it for all. What two threads
-can gain at all, the line above the table tells: on cores that share their units (hyperthreads) it is little.
+Medians of runs that take turns: a machine that changes its speed changes it for all, and each finds its
+arrays out of the near caches. What two threads can gain at all, the line above the table and the second
+memcpy tell: on hyperthreads of one core, or where memory is the limit, it is little.
 """
 
 from __future__ import annotations

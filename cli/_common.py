@@ -62,6 +62,24 @@ def table(*columns: str) -> Table:
     return made
 
 
+def facts(*rows: tuple[str, str]) -> Table:
+    """Names and what they are, two columns; text is rich markup."""
+    from rich.table import Table
+
+    made = Table.grid(padding=(0, 2))
+    made.add_column(style="dim", no_wrap=True)
+    made.add_column(overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def recipe_text(recipe: dict[str, Any], *, without: tuple[str, ...] = ()) -> str:
+    """A recipe as one would type it, without what was left open."""
+    given = {key: value for key, value in recipe.items() if value is not None and key not in without}
+    return short(" ".join(f"--{key.replace('_', '-')} {value}" for key, value in given.items()))
+
+
 def size(nbytes: int | float) -> str:
     """Bytes for people: ``1,038,496 B``, and from 10 MB on ``12.3 MB``."""
     return f"{nbytes:,.0f} B" if nbytes < 10_000_000 else f"{nbytes / 1e6:,.1f} MB"

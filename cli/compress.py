@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _DEFAULT = "compeft"
 _ROWS = 8
+_BUDGETS = ("ratio", "error", "bits_per_param")
 
 
 class MethodCommand(click.Command):
@@ -55,24 +56,23 @@ def _method_named(args: list[str]) -> registry.Method:
 def _method_options(method: registry.Method) -> list[click.Option]:
     flags = [
         click.Option(
-            [f"--{name}", f"preset_{name}"], is_flag=True,
-            help="The same as " + " ".join(f"--{key} {value:g}" if isinstance(value, float) else f"--{key} {value}" for key, value in preset.items()) + ".",
+            [f"--{name}", f"preset_{name}"],
+            is_flag=True,
+            help=f"The same as {common.recipe_text(dict(preset))}.",
         )
         for name, preset in method.presets.items()
-    ]  # fmt: skip
-    options = [
-        click.Option(
-            ["--" + option.name.replace("_", "-"), f"method_{option.name}"],
-            metavar="|".join(
-                [*option.choices, *(k.__name__.upper() for k in option.types if k is not type(None))]
-            ),
-            help=option.help[:1].upper()
-            + option.help[1:]
-            + ("" if option.default is None else f"  [default: {option.default}]"),
-        )
-        for option in method.options.values()
     ]
-    return [*flags, *options]
+    return [*flags, *map(_method_option, method.options.values())]
+
+
+def _method_option(option: registry.Option) -> click.Option:
+    kinds = [kind.__name__.upper() for kind in option.types if kind is not type(None)]
+    default = "" if option.default is None else f"  [default: {option.default}]"
+    return click.Option(
+        ["--" + option.name.replace("_", "-"), f"method_{option.name}"],
+        metavar="|".join([*option.choices, *kinds]),
+        help=option.help[:1].upper() + option.help[1:] + default,
+    )
 
 
 @click.command("compress", cls=MethodCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -197,10 +197,9 @@ def _show_many(reports: list[Report]) -> None:
         return
     rows = common.table("adapter", "bytes in", "bytes out", "ratio", "vs fp16", "bits/param", "error")
     for report in reports:
-        rows.add_row(
-            common.short(report.inputs[0]), f"{report.bytes_in:,}", f"{report.bytes_out:,}", f"{report.ratio:.1f}",
-            f"{report.ratio_fp16:.1f}", f"{report.bits_per_param:.2f}", f"{report.error:.3f}",
-        )  # fmt: skip
+        sizes = (f"{report.bytes_in:,}", f"{report.bytes_out:,}")
+        figures = (f"{report.ratio:.1f}", f"{report.ratio_fp16:.1f}", f"{report.bits_per_param:.2f}")
+        rows.add_row(common.short(report.inputs[0]), *sizes, *figures, f"{report.error:.3f}")
     common.console().print(rows)
     for report in reports:
         for text in report.warnings:
@@ -209,53 +208,34 @@ def _show_many(reports: list[Report]) -> None:
 
 def _show(report: Report, verbose: bool) -> None:
     out = common.console()
-    assert report.ratio is not None and report.bytes_in is not None and report.bytes_out is not None
-    recipe = {
-        k: v
-        for k, v in (report.recipe or {}).items()
-        if v is not None and k not in ("ratio", "error", "bits_per_param", "carry")
-    }
     verb = "would be written to" if report.dry_run else "written to"
-    out.print(
-        f"[bold]{common.short(report.inputs[0])}[/] {verb} [bold]{common.short(report.output or '')}[/]"
-    )
-    rows = common.table("", "")
-    rows.show_header = False
-    rows.columns[1].justify = "left"
-    rows.columns[1].no_wrap = False
-    rows.add_row(
-        "size",
-        f"{common.size(report.bytes_in)} → {common.size(report.bytes_out)}: [bold green]{report.ratio:.1f} times smaller[/] on disk",
-    )
-    rows.add_row(
-        "",
-        f"{report.ratio_fp16:.1f} times smaller than in fp16, {report.bits_per_param:.2f} bits a parameter",
-    )
-    rows.add_row(
-        "lost",
-        f"[bold]{report.error:.3f}[/] relative error of the update, 0 = nothing, 1 = back at the base model",
-    )
-    rows.add_row(
-        "method", f"{report.method}: " + ", ".join(f"{k.replace('_', '-')} {v}" for k, v in recipe.items())
-    )
+    source, target = common.short(report.inputs[0]), common.short(report.output or "")
+    out.print(f"[bold]{source}[/] {verb} [bold]{target}[/]\n")
+    sizes = f"{common.size(report.bytes_in or 0)} → {common.size(report.bytes_out or 0)}"
+    recipe = report.recipe or {}
+    rows = [
+        ("size", f"{sizes}, [bold green]{report.ratio:.1f} times smaller[/] on disk"),
+        (
+            "",
+            f"{report.ratio_fp16:.1f} times smaller than in fp16, {report.bits_per_param:.2f} bits a parameter",
+        ),
+        ("lost", f"[bold]{report.error:.3f}[/] of the update (0: nothing, 1: back at the base model)"),
+        ("method", f"{report.method} " + common.recipe_text(recipe, without=(*_BUDGETS, "carry"))),
+    ]
     if report.carried:
-        weight = sum(tensor.bytes for tensor in report.carried)
-        kind = {"lossless": "kept bit for bit", "fp16": "kept in fp16", "drop": "dropped"}[
-            (report.recipe or {})["carry"]
-        ]
-        rows.add_row(
-            "carried", f"{len(report.carried)} tensors that are not factors ({common.size(weight)}), {kind}"
+        weight = common.size(sum(tensor.bytes for tensor in report.carried))
+        rows.append(
+            ("carried", f"{len(report.carried)} tensors that are not factors, {weight}: {recipe['carry']}")
         )
-    rows.add_row(
-        "took",
-        f"{report.seconds:.1f} s, {common.size(report.peak_rss_bytes or 0)} at most, on {report.device}",
-    )
-    out.print(rows)
+    peak = common.size(report.peak_rss_bytes or 0)
+    rows.append(("took", f"{report.seconds:.1f} s and at most {peak} of memory, on {report.device}"))
+    out.print(common.facts(*rows))
     _show_modules(out, report.modules, verbose)
     if report.carried and verbose:
-        listed = common.table("carried tensor", "bytes", "why")
+        listed = common.table("carried tensor", "bytes", "error", "why")
         for tensor in report.carried:
-            listed.add_row(common.short(tensor.name), f"{tensor.bytes:,}", tensor.why)
+            error = "0" if tensor.error is None else f"{tensor.error:.2g}"
+            listed.add_row(common.short(tensor.name), f"{tensor.bytes:,}", error, tensor.why)
         out.print(listed)
     sys.stdout.flush()
     for text in report.warnings:
@@ -264,16 +244,13 @@ def _show(report: Report, verbose: bool) -> None:
 
 def _show_modules(out: Any, modules: list[ModuleReport], verbose: bool) -> None:
     """All modules with ``-v``, else those that lost most."""
-    worst = sorted(modules, key=lambda module: -(module.error or 0))
-    some = modules if verbose or len(modules) <= _ROWS else worst[:_ROWS]
-    title = (
-        "module"
-        if some is modules
-        else f"module (the {_ROWS} of {len(modules)} that lost most; -v shows all)"
-    )
-    rows = common.table(title, "shape", "rank", "density", "bits/param", "error")
+    some = modules
+    if not verbose and len(modules) > _ROWS:
+        some = sorted(modules, key=lambda module: -(module.error or 0))[:_ROWS]
+    rows = common.table("module", "shape", "rank", "density", "bits/param", "error")
     for m in some:
-        rows.add_row(
-            common.short(m.name), f"{m.shape[0]} × {m.shape[1]}", str(m.rank or "-"), f"{m.density:.3f}", f"{m.bits:.2f}", f"{m.error:.3f}"
-        )  # fmt: skip
+        figures = (f"{m.density:.3f}", f"{m.bits:.2f}", f"{m.error:.3f}")
+        rows.add_row(common.short(m.name), f"{m.shape[0]} × {m.shape[1]}", str(m.rank or "-"), *figures)
     out.print(rows)
+    if len(some) < len(modules):
+        out.print(f"the {len(some)} modules of {len(modules)} that lost most; -v shows all", style="dim")

@@ -31,31 +31,23 @@ def command(file: str, as_json: bool, quiet: bool, verbose: bool, debug: bool) -
 
 def _show(found: Inspection, verbose: bool) -> None:
     out = common.console()
-    rows = common.table("", "")
-    rows.show_header = False
-    rows.columns[1].justify = "left"
-    rows.columns[1].no_wrap = False
-    packed = "packed " if found.packed else ""
-    rows.add_row("file", f"[bold]{common.short(found.inputs[0])}[/]")
-    rows.add_row(
-        "kind", f"{packed}{found.kind}" + ("" if found.dialect == "none" else f", dialect {found.dialect}")
-    )
-    rows.add_row("base", common.short(found.base or "not stated"))
-    dtypes = ", ".join(f"{count} × {dtype}" for dtype, count in found.dtypes.items())
-    rows.add_row(
-        "size",
-        f"{common.size(found.bytes_in)}, {found.elements:,} elements in {sum(found.dtypes.values())} tensors ({dtypes})",
-    )
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
+    count = f"{found.elements:,} elements in {sum(found.dtypes.values())} tensors ({dtypes})"
+    kind = ("packed " if found.packed else "") + found.kind
+    rows = [
+        ("file", f"[bold]{common.short(found.inputs[0])}[/]"),
+        ("kind", kind if found.dialect == "none" else f"{kind}, dialect {found.dialect}"),
+        ("base", common.short(found.base or "not stated")),
+        ("size", f"{common.size(found.bytes_in)}, {count}"),
+    ]
     if found.modules:
         ranks = Counter(module.rank for module in found.modules if module.rank)
-        some = ", ".join(f"r = {rank} in {count}" for rank, count in sorted(ranks.items()))
-        rows.add_row("modules", f"{len(found.modules)}" + (f" ({some})" if some else ""))
-        scales = Counter(f"{m.scale:g} ({m.scale_source})" for m in found.modules if m.scale is not None)
-        for i, (scale, count) in enumerate(scales.items()):
-            rows.add_row("scale" if i == 0 else "", common.short(f"{scale} in {count}"))
-    if found.packed:
-        _add_packed(rows, found.packed)
-    out.print(rows)
+        some = ", ".join(f"rank {rank} in {count}" for rank, count in sorted(ranks.items()))
+        rows.append(("modules", f"{len(found.modules)}" + (f" ({some})" if some else "")))
+    scales = Counter(f"{m.scale:g} = {m.scale_source}" for m in found.modules if m.scale is not None)
+    for scale, times in scales.items():
+        rows.append(("scale", common.short(f"{scale}, in {times}")))
+    out.print(common.facts(*rows, *_packed(found.packed or {})))
     if found.modules:
         _show_modules(out, found, verbose)
     if found.carried:
@@ -64,25 +56,22 @@ def _show(found: Inspection, verbose: bool) -> None:
         common.warn(problem)
 
 
-def _add_packed(rows: Any, packed: dict[str, Any]) -> None:
-    recipe = {k: v for k, v in packed.get("recipe", {}).items() if v is not None}
-    rows.add_row("written by", f"{packed.get('tool', '?')}, format version {packed['version']}")
-    rows.add_row(
-        "method",
-        f"{packed.get('method')}: " + ", ".join(f"{k.replace('_', '-')} {v}" for k, v in recipe.items()),
-    )
-    ratio = f"{packed['ratio']:.1f} times smaller than its source, " if packed.get("ratio") else ""
-    rows.add_row(
-        "ratio",
-        f"{ratio}{packed['ratio_fp16']:.1f} times smaller than fp16, {packed['bits_per_param']:.2f} bits a parameter",
-    )
-    rows.add_row("error", f"{packed.get('error', 0):.4f} of the update, as recorded")
-    for i, held in enumerate(packed["payloads"]):
-        text = (
-            f"{held['entry']}: {held['tensors']} tensors, {common.size(held['bytes'])}, codec {held['codec']}"
-        )
-        rows.add_row("payloads" if i == 0 else "", common.short(text))
-    rows.add_row("digest", packed["digest"])
+def _packed(packed: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the manifest of a packed file tells."""
+    if not packed:
+        return []
+    smaller = f"{packed['ratio']:.1f} times smaller than its source, " if packed.get("ratio") else ""
+    figures = f"{packed['ratio_fp16']:.1f} than fp16, {packed['bits_per_param'] or 0:.2f} bits a parameter"
+    rows = [
+        ("written by", common.short(f"{packed.get('tool', '?')}, format version {packed['version']}")),
+        ("method", common.short(f"{packed.get('method')} ") + common.recipe_text(packed.get("recipe", {}))),
+        ("ratio", smaller + figures),
+        ("error", f"{packed.get('error', 0):.4f} of the update, as recorded"),
+    ]
+    for held in packed["payloads"]:
+        text = f"{held['entry']}: {held['tensors']} tensors, {common.size(held['bytes'])}, {held['codec']}"
+        rows.append(("payload", common.short(text)))
+    return [*rows, ("digest", packed["digest"])]
 
 
 def _show_modules(out: Any, found: Inspection, verbose: bool) -> None:

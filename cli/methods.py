@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
@@ -18,16 +18,7 @@ def command(kind: registry.Kind | None, as_json: bool, quiet: bool, verbose: boo
     kinds: tuple[registry.Kind, ...] = (kind,) if kind else get_args(registry.Kind)
     found = [registry.load(each, name) for each in kinds for name in registry.names(each)]
     if as_json:
-        common.print_json({
-            "command": "methods",
-            "methods": [
-                {
-                    "kind": m.kind, "name": m.name, "summary": m.summary, "reference": m.reference, "sees": m.sees,
-                    "options": [{"name": o.name, "default": o.default, "help": o.help} for o in m.options.values()],
-                }
-                for m in found
-            ],
-        })  # fmt: skip
+        common.print_json({"command": "methods", "methods": [_plain(method) for method in found]})
         return
     if quiet:
         return
@@ -39,4 +30,14 @@ def command(kind: registry.Kind | None, as_json: bool, quiet: bool, verbose: boo
             default = "" if option.default is None else f" (default {option.default})"
             out.print(f"    --{option.name.replace('_', '-')}: {common.short(option.help)}{default}")
         for name, preset in m.presets.items():
-            out.print(f"    --{name}: " + " ".join(f"--{key} {value}" for key, value in preset.items()))
+            out.print(f"    --{name}: the same as {common.recipe_text(dict(preset))}")
+
+
+def _plain(method: registry.Method) -> dict[str, Any]:
+    """A method as JSON."""
+    options = [
+        {"name": option.name, "default": option.default, "choices": option.choices, "help": option.help}
+        for option in method.options.values()
+    ]
+    about = {"kind": method.kind, "name": method.name, "summary": method.summary, "sees": method.sees}
+    return {**about, "reference": method.reference, "options": options, "presets": dict(method.presets)}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -39,8 +39,9 @@ def run(plan: CompressPlan, *, dry_run: bool = False) -> Report:
     started = time.perf_counter()
     _log.info("reading %s tensors", f"{len(plan.source.tensors):,}")
     modules, source_digest = _read(plan)
-    carried = _carried(plan)
-    found, coded, image = _solve(plan, modules, carried, source_digest)
+    carried, rounded = _carried(plan)
+    facts = _facts(plan, source_digest, rounded)
+    found, coded, image = _solve(plan, modules, carried, facts)
     if not dry_run:
         decoded = digest(image.decoded())
         image.write(
@@ -62,7 +63,10 @@ def run(plan: CompressPlan, *, dry_run: bool = False) -> Report:
         bits_per_param=8 * image.nbytes / plan.elements,
         error=total_error(found),
         modules=_module_reports(modules, found, coded),
-        carried=[CarriedReport(tensor.name, tensor.nbytes, tensor.why) for tensor in plan.adapter.carried],
+        carried=[
+            CarriedReport(tensor.name, tensor.nbytes, tensor.why, rounded.get(tensor.name))
+            for tensor in plan.adapter.carried
+        ],
         warnings=_warnings(plan, modules, found),
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
@@ -94,25 +98,29 @@ def _read(plan: CompressPlan) -> tuple[list[Factors], str]:
     return read_factors(plan.adapter, parts), found
 
 
-def _carried(plan: CompressPlan) -> list[Payload]:
-    """The payloads of the tensors that are not factors."""
+def _carried(plan: CompressPlan) -> tuple[list[Payload], dict[str, float]]:
+    """The payloads of the tensors that are not factors, and the relative error of those that were rounded."""
     items = []
+    errors = {}
     for tensor in plan.carried:
         stored = plan.source.read(tensor.name)
         narrow = (
             plan.carry == "fp16" and stored.dtype in ("F32", "F64") and not is_scalar(plan.source, tensor)
         )
-        spec = Spec(tensor.name, stored.dtype, stored.shape, "F16" if narrow else None)
-        items.append((spec, from_f32(stored.data, "F16", tensor.name) if narrow else stored))
-    return stored_payloads(items)
+        kept = from_f32(stored.data, "F16", tensor.name) if narrow else stored
+        if narrow:
+            wide = stored.data.astype(np.float64)
+            energy = float((wide**2).sum())
+            errors[tensor.name] = (float(((wide - kept.data) ** 2).sum()) / energy) ** 0.5 if energy else 0.0
+        items.append((Spec(tensor.name, stored.dtype, stored.shape, "F16" if narrow else None), kept))
+    return stored_payloads(items), errors
 
 
 def _solve(
-    plan: CompressPlan, modules: Sequence[Factors], carried: Sequence[Payload], source_digest: str
+    plan: CompressPlan, modules: Sequence[Factors], carried: Sequence[Payload], facts: dict[str, Any]
 ) -> tuple[list[Loss], Coded, Image]:
     """The coding that meets the budget, what it loses, and the file that it makes."""
     family = plan.method.function(modules, plan.threads, plan.device, **plan.options)
-    facts = _facts(plan, source_digest)
     loss = lru_cache(maxsize=2 * len(modules))(loss_of)
 
     def build(dial: int) -> tuple[list[Loss], Coded, Image]:
@@ -164,7 +172,7 @@ def _payloads(modules: Sequence[Factors], coded: Coded) -> list[Payload]:
     return ternary_payloads(items)
 
 
-def _facts(plan: CompressPlan, source_digest: str) -> dict[str, Any]:
+def _facts(plan: CompressPlan, source_digest: str, rounded: Mapping[str, float]) -> dict[str, Any]:
     """What the manifest tells beside the tensors; what is empty is left out."""
     config = plan.source.config("adapter_config.json")
     source = {"name": plan.source.files[0].name, "bytes": plan.source.nbytes, "sha256": source_digest}
@@ -177,6 +185,7 @@ def _facts(plan: CompressPlan, source_digest: str) -> dict[str, Any]:
         "source": source,
         "config": config,
         "metadata": plan.source.metadata,
+        "rounded": {name: float(f"{error:.3g}") for name, error in rounded.items()},
         "dropped": [tensor.name for tensor in plan.dropped],
     }
     return {key: value for key, value in facts.items() if value or key == "recipe"}

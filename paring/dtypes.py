@@ -73,7 +73,11 @@ class Stored:
 def from_bytes(dtype: str, shape: Sequence[int], raw: bytes | memoryview | Array) -> Stored:
     """View ``raw`` (exactly ``prod(shape) * itemsize`` bytes) as a tensor; no copy where alignment allows."""
     flat = np.frombuffer(raw, dtype=np.uint8)
-    data = flat.view(STORAGE[dtype]) if flat.ctypes.data % itemsize(dtype) == 0 else flat.copy().view(STORAGE[dtype])
+    data = (
+        flat.view(STORAGE[dtype])
+        if flat.ctypes.data % itemsize(dtype) == 0
+        else flat.copy().view(STORAGE[dtype])
+    )
     return Stored(dtype, data.reshape(tuple(shape)))
 
 
@@ -84,7 +88,7 @@ def from_f32(values: Array, dtype: str, name: str = "a tensor") -> Stored:
     a dtype that is not floating point.
     """
     if dtype == "BF16":
-        bits = np.asarray(values, np.float32, order="C").view(np.uint32)
+        bits = _odd_f32(np.asarray(values, order="C")).view(np.uint32)
         rounded = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1)))) >> np.uint32(16)
         out = Stored(dtype, rounded.astype(np.uint16))
         finite = bool(((out.data & 0x7F80) != 0x7F80).all())
@@ -97,6 +101,17 @@ def from_f32(values: Array, dtype: str, name: str = "a tensor") -> Stored:
     if not finite and bool(np.isfinite(values).all()):
         raise BadValueError(f"{name}: a value is too large for {dtype}; ask for a wider --dtype")
     return out
+
+
+def _odd_f32(values: Array) -> npt.NDArray[np.float32]:
+    """fp32 from which fp64 ``values`` can be rounded further as if at once: cut, inexact ones made odd."""
+    with np.errstate(over="ignore"):
+        near = values.astype(np.float32)
+    if values.dtype != np.float64:
+        return near
+    cut = np.where(np.abs(near) > np.abs(values), np.nextafter(near, np.float32(0)), near)
+    odd = cut.view(np.uint32) | (cut != values)
+    return np.where(np.isfinite(values) & np.isfinite(cut), odd.view(np.float32), near)
 
 
 def numel(shape: Sequence[int]) -> int:

@@ -82,7 +82,7 @@ def _recorded(adapter: Adapter) -> Callable[[str, int], dict[str, Any]]:
 
 
 def _packed(opened: Packed) -> dict[str, Any]:
-    keys = ("tool", "method", "recipe", "error", "source", "dropped")
+    keys = ("tool", "method", "recipe", "error", "source", "dropped", "rounded")
     elements = sum(info.numel for info in opened.tensors.values())
     source = opened.facts.get("source", {}).get("bytes")
     return {

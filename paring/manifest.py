@@ -128,4 +128,5 @@ _SOUND: dict[str, Callable[[Any], bool]] = {
     "config": lambda value: isinstance(value, dict) and _is_shallow(value),
     "metadata": lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
     "dropped": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "rounded": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
 }

@@ -24,11 +24,15 @@ class ModuleReport:
 
 @dataclass(frozen=True, slots=True)
 class CarriedReport:
-    """A tensor that was carried rather than compressed, its stored bytes, and why."""
+    """A tensor that was carried rather than compressed, its stored bytes, and why.
+
+    ``error`` is its own relative error where carrying it rounded it (``--carry fp16``).
+    """
 
     name: str
     bytes: int
     why: str = ""
+    error: float | None = None
 
 
 class Jsonable:

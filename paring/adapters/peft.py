@@ -16,6 +16,7 @@ from paring.adapters.view import Dialect
 from paring.errors import BadFileError
 
 _PREFIX = "base_model.model."
+_LARGEST_ALPHA = 1e9  # beyond it a file is broken, and arithmetic with its squares would overflow
 
 
 def _pattern(config: Mapping[str, Any], key: str, module: str) -> Any:
@@ -39,7 +40,7 @@ def _scale(
         return 1.0, "assumed 1: no lora_alpha (adapter_config.json missing?)"
     own = _pattern(config, "alpha_pattern", module.removeprefix(_PREFIX))
     alpha, source = (own, "alpha_pattern") if own is not None else (config["lora_alpha"], "lora_alpha")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < _LARGEST_ALPHA:
         raise BadFileError(f"adapter_config.json: {source} of module {module} is {alpha!r}, not a number")
     if config.get("use_rslora"):
         return alpha / math.sqrt(rank), f"{source} / sqrt(r) (rsLoRA)"

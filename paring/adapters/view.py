@@ -118,11 +118,10 @@ def build(checkpoint: Checkpoint, dialect: Dialect | None) -> Adapter:
             for info in checkpoint.tensors.values()
         )
         return Adapter(checkpoint, "none", "checkpoint", (), (), carried, config, base, ())
-    pairs, vectors = _classify(checkpoint, dialect)
+    pairs, vectors, problems = _classify(checkpoint, dialect)
     blocked = _nonlinear(checkpoint, dialect)
     modules: list[LowRank] = []
     why: dict[str, str] = {}
-    problems: list[str] = []
     for module, roles in pairs.items():
         name = dialect.module_name(module)
         problem = _problem(checkpoint, name, roles)
@@ -156,13 +155,20 @@ def build(checkpoint: Checkpoint, dialect: Dialect | None) -> Adapter:
     )
 
 
-def _classify(checkpoint: Checkpoint, dialect: Dialect) -> tuple[dict[str, dict[str, str]], list[Vector]]:
-    """module -> {"a": tensor, "b": tensor}, and the (IA)^3 vectors."""
+def _classify(
+    checkpoint: Checkpoint, dialect: Dialect
+) -> tuple[dict[str, dict[str, str]], list[Vector], list[str]]:
+    """module -> {"a": tensor, "b": tensor}, the (IA)^3 vectors, and what is wrong already."""
     pairs: dict[str, dict[str, str]] = {}
     vectors = []
+    problems = []
     for info in checkpoint.tensors.values():
         if found := dialect.factor.match(info.name):
-            pairs.setdefault(found["module"], {})[dialect.roles[found["role"]]] = info.name
+            first = pairs.setdefault(found["module"], {}).setdefault(dialect.roles[found["role"]], info.name)
+            if first != info.name:
+                problems.append(
+                    f"{checkpoint.path}: {first} and {info.name} are the same factor under two names"
+                )
         elif (
             dialect.vector
             and (found := dialect.vector.match(info.name))
@@ -170,7 +176,7 @@ def _classify(checkpoint: Checkpoint, dialect: Dialect) -> tuple[dict[str, dict[
             and info.numel
         ):
             vectors.append(Vector(dialect.module_name(found["module"]), info.name, info.numel))
-    return pairs, vectors
+    return pairs, vectors, problems
 
 
 def _nonlinear(checkpoint: Checkpoint, dialect: Dialect) -> dict[str, str]:
