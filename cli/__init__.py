@@ -13,6 +13,10 @@ from pathlib import Path
 
 import click
 
+# matrices are small here and modules run in parallel: BLAS threads of their own would only get in the way
+for _library in ("OPENBLAS", "MKL", "VECLIB"):
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+
 
 class Commands(click.Group):
     """Sub-commands by file name; a file whose name begins with an underscore is none."""

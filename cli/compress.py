@@ -217,16 +217,15 @@ def _show(report: Report, verbose: bool) -> None:
         ("size", f"{sizes}, [bold green]{report.ratio:.1f} times smaller[/] on disk"),
         (
             "",
-            f"{report.ratio_fp16:.1f} times smaller than in fp16, {report.bits_per_param:.2f} bits a parameter",
+            f"{report.ratio_fp16:.1f} times smaller than fp16, {report.bits_per_param:.2f} bits a parameter",
         ),
         ("lost", f"[bold]{report.error:.3f}[/] of the update (0: nothing, 1: back at the base model)"),
         ("method", f"{report.method} " + common.recipe_text(recipe, without=(*_BUDGETS, "carry"))),
     ]
     if report.carried:
         weight = common.size(sum(tensor.bytes for tensor in report.carried))
-        rows.append(
-            ("carried", f"{len(report.carried)} tensors that are not factors, {weight}: {recipe['carry']}")
-        )
+        count = f"{len(report.carried)} tensors that are not factors"
+        rows.append(("carried", f"{count}, {weight}: {recipe['carry']}"))
     peak = common.size(report.peak_rss_bytes or 0)
     rows.append(("took", f"{report.seconds:.1f} s and at most {peak} of memory, on {report.device}"))
     out.print(common.facts(*rows))

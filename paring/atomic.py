@@ -32,8 +32,9 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 @contextmanager
 def atomic_file(path: str | Path, overwrite: bool = False) -> Iterator[BinaryIO]:
-    """Write the file ``path`` whole or not at all: yields a binary file to write, seek and read; its ``name`` is the
-    path under which it can be read again before it takes its place.
+    """Write the file ``path`` whole or not at all: yields a binary file to write, seek and read.
+
+    Its ``name`` is the path under which it can be read again before it takes its place.
 
     Missing parent folders are made. Without ``overwrite`` no existing file is replaced, not even one that
     appears while this one is written. Permissions follow the umask. Raises OutputError; errors of the body

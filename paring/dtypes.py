@@ -1,7 +1,7 @@
 """Tensors as files store them, in numpy: no torch needed to read, round or write one.
 
-A dtype is named by its safetensors code (``"F32"``, ``"BF16"``, ...). numpy has no bfloat16 and no float8: their
-bits are held in ``uint16`` and ``uint8``. :class:`Stored` keeps code and bits together.
+A dtype is named by its safetensors code (``"F32"``, ``"BF16"``, ...). numpy has no bfloat16 and no float8:
+their bits are held in ``uint16`` and ``uint8``. :class:`Stored` keeps code and bits together.
 """
 
 from __future__ import annotations

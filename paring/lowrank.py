@@ -13,6 +13,9 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.floating[Any]]
 F64 = npt.NDArray[np.float64]
 
+#: a difference of squares below this share of them has lost too many digits
+_CANCELS = 1e-6
+
 
 def inner(A1: Floats, B1: Floats, A2: Floats, B2: Floats) -> float:
     """``<B1 @ A1, B2 @ A2>``, the sum of products of entries. Ranks may differ; ``in`` and ``out`` agree."""
@@ -27,7 +30,11 @@ def energy(A: Floats, B: Floats) -> float:
 
 
 def distance(A1: Floats, B1: Floats, A2: Floats, B2: Floats) -> float:
-    """``||B1 @ A1 - B2 @ A2||_F^2``, by QR of the stacked factors: near-equal products do not cancel."""
+    """``||B1 @ A1 - B2 @ A2||_F^2``; for near-equal products by QR of the stacked factors, lest it cancel."""
+    first, second = inner(A1, B1, A1, B1), inner(A2, B2, A2, B2)
+    apart = first + second - 2 * inner(A1, B1, A2, B2)
+    if apart > _CANCELS * (first + second):
+        return apart
     left = np.concatenate([B1, -np.asarray(B2)], axis=1, dtype=np.float64)  # (out, r1 + r2)
     right = np.concatenate([A1, A2], axis=0, dtype=np.float64)  # (r1 + r2, in)
     r_left: Any = np.linalg.qr(left, mode="r")

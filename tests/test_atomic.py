@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from paring import atomic
 from paring.atomic import atomic_file, atomic_folder
 from paring.errors import OutputError
 
@@ -234,15 +233,3 @@ def test_a_folder_moved_aside_by_a_dead_run_comes_back(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "sub" / "x").read_text() == "old"
     with pytest.raises(OutputError, match="exists"):
         put_folder(tmp_path / "out", "new")
-
-
-def test_nothing_but_these_is_public() -> None:
-    public = {
-        name for name, value in vars(atomic).items() if getattr(value, "__module__", "") == atomic.__name__
-    }
-    assert {name for name in public if not name.startswith("_")} == {
-        "atomic_file",
-        "atomic_folder",
-        "check_room",
-        "refuse_same_file",
-    }
