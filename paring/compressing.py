@@ -120,6 +120,7 @@ def _solve(
     plan: CompressPlan, modules: Sequence[Factors], carried: Sequence[Payload], facts: dict[str, Any]
 ) -> tuple[list[Loss], Coded, Image]:
     """The coding that meets the budget, what it loses, and the file that it makes."""
+    _log.info("loading kernels (compiled once, on first use)")
     family = plan.method.function(modules, plan.threads, plan.device, **plan.options)
     loss = lru_cache(maxsize=2 * len(modules))(loss_of)
 
