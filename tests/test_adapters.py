@@ -1,7 +1,6 @@
 """The module view of files made by hand: other dialects, damaged files, odd configurations."""
 
 import json
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,21 +9,7 @@ from paring import adapters
 from paring.checkpoint import open_checkpoint, write_safetensors
 from paring.dtypes import Stored, from_f32
 from paring.errors import BadFileError
-from paring.factors import factor_names
-
-
-def covered(adapter):
-    """Every tensor is exactly one of: factor, vector, carried with a reason."""
-    carried = [tensor.name for tensor in adapter.carried]
-    counts = Counter([*factor_names(adapter), *carried])
-    assert counts == Counter(list(adapter.checkpoint))
-    assert all(tensor.why for tensor in adapter.carried)
-    assert all(t.nbytes == adapter.checkpoint.tensors[t.name].nbytes for t in adapter.carried)
-    return adapter
-
-
-def why(adapter):
-    return {tensor.name: tensor.why for tensor in adapter.carried}
+from tests.helpers import covered, why
 
 
 def tensor(*shape, seed=0):

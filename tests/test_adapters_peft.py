@@ -8,21 +8,8 @@ import pytest
 
 from paring import adapters
 from paring.checkpoint import open_checkpoint
-from paring.factors import factor_names, read_factors
-
-
-def covered(adapter):
-    """Every tensor is exactly one of: factor, vector, carried with a reason."""
-    carried = [tensor.name for tensor in adapter.carried]
-    counts = Counter([*factor_names(adapter), *carried])
-    assert counts == Counter(list(adapter.checkpoint))
-    assert all(tensor.why for tensor in adapter.carried)
-    assert all(t.nbytes == adapter.checkpoint.tensors[t.name].nbytes for t in adapter.carried)
-    return adapter
-
-
-def why(adapter):
-    return {tensor.name: tensor.why for tensor in adapter.carried}
+from paring.factors import read_factors
+from tests.helpers import covered, why
 
 
 @pytest.fixture(scope="module")

@@ -9,26 +9,19 @@ import pytest
 
 from paring.api import compress, decompress, inspect, load, load_into, to_torch, verify
 from paring.budget import Budget
-from paring.checkpoint import digest, open_checkpoint, write_safetensors
+from paring.checkpoint import digest, open_checkpoint
 from paring.compressing import _read
 from paring.dtypes import STORAGE, Stored, from_f32
 from paring.errors import BadFileError, BadValueError, BudgetError, OptionError, OutputError, UnsupportedError
 from paring.packed import Packed, open_source
 from paring.plan import plan_compress
-from tests.make_golden import LORA, carried, ia3, kohya, lora
+from tests.helpers import put_adapter
+from tests.make_golden import carried, ia3, kohya, lora
 
 ADAPTERS = Path(__file__).parents[1] / "fixtures" / "adapters"
 BROWN = ADAPTERS / "brown"
 PAPER = {"basis": "trained", "scope": "global", "alpha": 1.0}
 DTYPES = ("F32", "F16", "BF16", "F64")
-
-
-def put(folder, tensors, config=LORA):
-    folder.mkdir(exist_ok=True)
-    write_safetensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
-    if config is not None:
-        (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
 
 
 def tensors_of(path):
@@ -60,7 +53,7 @@ def small(tmp_path):
         for name, shape in (("A", (4, 256)), ("B", (256, 4))):
             values = rng.standard_t(3, shape).astype(np.float32) / 50
             tensors[f"base_model.model.layers.{i}.fc.lora_{name}.weight"] = from_f32(values, "F32")
-    return put(tmp_path / "small", tensors)
+    return put_adapter(tmp_path / "small", tensors)
 
 
 @pytest.mark.parametrize("options", [{"sweeps": 1}, PAPER, {"basis": "svd", "scope": "tensor"}])
@@ -78,7 +71,9 @@ def test_half_the_source_means_twice_the_ratio(small, tmp_path):
     opened = open_checkpoint(small)
     halved = {name: from_f32(opened.read(name).f32(), "F16") for name in opened}
     wide = compress(small, tmp_path / "w.safetensors", bits_per_param=1.6, **PAPER)
-    half = compress(put(tmp_path / "h", halved), tmp_path / "h.safetensors", bits_per_param=1.6, **PAPER)
+    half = compress(
+        put_adapter(tmp_path / "h", halved), tmp_path / "h.safetensors", bits_per_param=1.6, **PAPER
+    )
     assert wide.ratio_fp16 == pytest.approx(half.ratio_fp16, rel=0.02)
     assert wide.ratio == pytest.approx(2 * half.ratio, rel=0.05)
 
@@ -168,7 +163,7 @@ def test_the_default_output_and_budget(small, tmp_path):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_source_dtypes_come_back(dtype, tmp_path):
-    source = put(tmp_path / "s", lora(dtype) | carried())
+    source = put_adapter(tmp_path / "s", lora(dtype) | carried())
     made = compress(source, tmp_path / "x", density=0.4, **PAPER)
     assert (made.ratio, made.ratio_fp16) == (made.bytes_in / made.bytes_out, 2 * 1727 / made.bytes_out)
     found, original = (
@@ -183,7 +178,7 @@ def test_source_dtypes_come_back(dtype, tmp_path):
 
 def test_carried_in_half_precision(tmp_path):
     others = carried() | {"base_model.model.alpha": Stored("F32", np.array(0.1, np.float32))}
-    source = put(tmp_path / "s", lora("BF16") | others)
+    source = put_adapter(tmp_path / "s", lora("BF16") | others)
     lossless = compress(source, tmp_path / "x", density=0.4, **PAPER)
     half = compress(source, tmp_path / "y", density=0.4, carry="fp16", **PAPER)
     assert half.bytes_out < lossless.bytes_out
@@ -197,14 +192,16 @@ def test_carried_in_half_precision(tmp_path):
         )
         assert found[name].dtype == tensor.dtype
         assert found[name].tobytes() == np.asarray(expected, STORAGE[tensor.dtype]).tobytes()
-    wide = put(tmp_path / "t", lora() | {"base_model.model.x": from_f32(np.full(9, 1e6, np.float32), "F32")})
+    wide = put_adapter(
+        tmp_path / "t", lora() | {"base_model.model.x": from_f32(np.full(9, 1e6, np.float32), "F32")}
+    )
     with pytest.raises(BadValueError, match=r"base_model.model.x: a value is too large for F16"):
         compress(wide, tmp_path / "z", density=0.4, carry="fp16", **PAPER)
     assert not (tmp_path / "z").exists()
 
 
 def test_dropping_leaves_scalars_where_they_are(tmp_path):
-    source = put(tmp_path / "s", kohya(), None)
+    source = put_adapter(tmp_path / "s", kohya(), None)
     made = compress(source, tmp_path / "x", density=0.4, carry="drop", **PAPER)
     found = tensors_of(made.output)
     assert set(kohya()) - set(found) == {"lora_te_extra.diff_b"}
@@ -217,7 +214,7 @@ def test_dropping_leaves_scalars_where_they_are(tmp_path):
 def test_what_carried_tensors_block_is_named(tmp_path):
     rng = np.random.default_rng(0)
     head = {"base_model.model.score.weight": Stored("F32", rng.normal(size=(64, 500)).astype(np.float32))}
-    source = put(tmp_path / "s", lora() | head)
+    source = put_adapter(tmp_path / "s", lora() | head)
     with pytest.raises(
         BudgetError, match=r"carried tensors such as base_model.model.score.weight \(.*--carry"
     ):
@@ -228,7 +225,7 @@ def test_what_carried_tensors_block_is_named(tmp_path):
 def test_vectors_that_scale_activations(tmp_path):
     config = {"peft_type": "IA3", "target_modules": ["k_proj"]}
     for dtype in ("F32", "F16", "BF16"):
-        source = put(tmp_path / dtype, ia3(dtype), config)
+        source = put_adapter(tmp_path / dtype, ia3(dtype), config)
         made = compress(source, tmp_path / f"{dtype}.out", density=0.6, basis="svd", scope="tensor")
         assert verify(made.output, source).ok and 0 < made.error < 1
         assert [m.rank for m in made.modules] == [None] * 6
@@ -374,11 +371,11 @@ def test_verify_plain_files(tmp_path):
     nan = lora() | {"base_model.model.x": Stored("F32", np.array([0, np.nan], np.float32))}
     assert (
         "base_model.model.x holds NaN or infinity (first at flat index 1)"
-        in verify(put(tmp_path / "s", nan)).failed[0]
+        in verify(put_adapter(tmp_path / "s", nan)).failed[0]
     )
     half = lora()
     del half[next(iter(half))]
-    assert "has no matching A" in verify(put(tmp_path / "t", half)).failed[0]
+    assert "has no matching A" in verify(put_adapter(tmp_path / "t", half)).failed[0]
 
 
 # --- PEFT
@@ -441,20 +438,20 @@ def test_load_into_refuses_what_does_not_fit(packed, tmp_path, base):
 
     model = get_peft_model(base(), LoraConfig(target_modules=["query"], r=2))
     with pytest.raises(UnsupportedError, match=r"holds no adapter_config.json"):
-        load_into(model, put(tmp_path / "s", lora(), None), "x")
+        load_into(model, put_adapter(tmp_path / "s", lora(), None), "x")
     with pytest.raises(BadFileError, match="does not fit this model"):
-        load_into(model, put(tmp_path / "t", lora()), "x")
+        load_into(model, put_adapter(tmp_path / "t", lora()), "x")
     config = json.loads((BROWN / "adapter_config.json").read_text())
     source = {name: open_checkpoint(BROWN).read(name) for name in open_checkpoint(BROWN)}
     last = "base_model.model.encoder.layer.5.output.dense.lora_A.weight"
     fewer = {name: tensor for name, tensor in source.items() if name != last}
     with pytest.raises(BadFileError, match=r"does not hold .*layer.5.output.dense.lora_A.weight"):
-        load_into(model, put(tmp_path / "u", fewer, config), "x")
+        load_into(model, put_adapter(tmp_path / "u", fewer, config), "x")
     more = source | {"base_model.model.pooler.lora_A.weight": source[last]}
     with pytest.raises(BadFileError, match=r"no place for base_model.model.pooler"):
-        load_into(model, put(tmp_path / "v", more, config), "x")
+        load_into(model, put_adapter(tmp_path / "v", more, config), "x")
     other = source | {last: from_f32(np.zeros((8, 7), np.float32), "F32")}
     with pytest.raises(BadFileError, match=r"does not fit this model: size mismatch for .*layer.5.output"):
-        load_into(model, put(tmp_path / "w", other, config), "x")
+        load_into(model, put_adapter(tmp_path / "w", other, config), "x")
     assert list(model.peft_config) == ["default"]
     load_into(model, packed.output, "x")

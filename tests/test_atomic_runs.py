@@ -16,21 +16,7 @@ import pytest
 
 from paring.atomic import atomic_file, atomic_folder, check_room, refuse_same_file
 from paring.errors import OutputError
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(found.name for found in folder.iterdir())
-
-
-def put(path: Path, content: bytes, overwrite: bool = False) -> None:
-    with atomic_file(path, overwrite) as file:
-        file.write(content)
-
-
-def put_folder(path: Path, content: str, overwrite: bool = False) -> None:
-    with atomic_folder(path, overwrite) as folder:
-        (folder / "sub").mkdir()
-        (folder / "sub" / "x").write_text(content)
+from tests.helpers import names, put, put_folder
 
 
 @pytest.fixture

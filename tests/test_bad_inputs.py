@@ -18,6 +18,7 @@ from paring.api import compress, inspect, load
 from paring.checkpoint import write_safetensors
 from paring.dtypes import Stored, from_f32
 from paring.errors import BadFileError, BadValueError, OutputError, UnsupportedError
+from tests.helpers import put_adapter
 from tests.make_golden import CASES, LORA, PREFIX, lora
 
 QUICK = {"density": 0.3, "basis": "trained", "scope": "global", "alpha": 1.0}
@@ -30,15 +31,6 @@ FITTED = {
 }
 A, B = f"{PREFIX}.0.self_attn.q_proj.lora_A.weight", f"{PREFIX}.0.self_attn.q_proj.lora_B.weight"
 SAVED = "base_model.model.score.weight"
-
-
-def put(folder, tensors, config=LORA):
-    """An adapter in ``folder``, by default with a configuration; returns the folder."""
-    folder.mkdir(exist_ok=True)
-    write_safetensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
-    if config is not None:
-        (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
 
 
 def snapshot(folder):
@@ -112,7 +104,7 @@ def test_files_that_are_not_what_they_seem(kind, tmp_path):
 
 
 def test_a_truncated_file(tmp_path):
-    source = put(tmp_path / "s", lora()) / "adapter_model.safetensors"
+    source = put_adapter(tmp_path / "s", lora()) / "adapter_model.safetensors"
     source.write_bytes(source.read_bytes()[:-5])
     refuses(source, BadFileError, "truncated", tmp_path)
 
@@ -140,20 +132,25 @@ def test_a_pickle_is_never_run(protocol, tmp_path):
 def test_a_without_b(tmp_path):
     tensors = lora()
     del tensors[B]
-    refuses(put(tmp_path / "s", tensors), BadFileError, "lora_A.weight has no matching B", tmp_path)
+    refuses(put_adapter(tmp_path / "s", tensors), BadFileError, "lora_A.weight has no matching B", tmp_path)
 
 
 def test_ranks_that_disagree(tmp_path):
     tensors = lora()
     tensors[B] = from_f32(np.ones((56, 3), np.float32), "F32")
-    refuses(put(tmp_path / "s", tensors), BadFileError, "ranks disagree in module", tmp_path)
-    refuses(put(tmp_path / "t", lora(), LORA | {"r": 16}), BadFileError, "has rank 4, but", tmp_path)
+    refuses(put_adapter(tmp_path / "s", tensors), BadFileError, "ranks disagree in module", tmp_path)
+    refuses(put_adapter(tmp_path / "t", lora(), LORA | {"r": 16}), BadFileError, "has rank 4, but", tmp_path)
 
 
 def test_empty_placeholders(tmp_path):
     tensors = lora()
     tensors[A] = from_f32(np.ones((0,), np.float32), "F32")
-    refuses(put(tmp_path / "s", tensors), BadFileError, "is empty, shape .*gather the full weights", tmp_path)
+    refuses(
+        put_adapter(tmp_path / "s", tensors),
+        BadFileError,
+        "is empty, shape .*gather the full weights",
+        tmp_path,
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -162,18 +159,18 @@ def test_nan_and_infinity(bad, dtype, tmp_path):
     tensors = lora(dtype) | {SAVED: from_f32(np.ones(5, np.float32), "F32")}
     x = np.zeros((4, 40))
     x[1, 2] = bad
-    source = put(tmp_path / "s", tensors | {A: from_f32(x, dtype)})
+    source = put_adapter(tmp_path / "s", tensors | {A: from_f32(x, dtype)})
     refuses(
         source, BadValueError, "q_proj.lora_A.weight holds NaN or infinity .first at flat index 42", tmp_path
     )
-    source = put(tmp_path / "t", tensors | {SAVED: from_f32(np.array([0, bad]), dtype)})
+    source = put_adapter(tmp_path / "t", tensors | {SAVED: from_f32(np.array([0, bad]), dtype)})
     refuses(source, BadValueError, "score.weight holds NaN or infinity .first at flat index 1.", tmp_path)
 
 
 def test_numbers_too_large_for_the_arithmetic(tmp_path):
     tensors = lora("F64")
     tensors[A] = Stored("F64", np.full((4, 40), 1e300))
-    refuses(put(tmp_path / "s", tensors), BadValueError, "lora_A.weight .*fp32", tmp_path)
+    refuses(put_adapter(tmp_path / "s", tensors), BadValueError, "lora_A.weight .*fp32", tmp_path)
 
 
 def test_a_checkpoint_without_factors(tmp_path):
@@ -194,17 +191,17 @@ def test_dora_is_carried_by_name_or_refused(tmp_path):
         for name in lora()
         if "lora_A" in name
     }
-    source = put(tmp_path / "s", lora() | magnitudes, LORA | {"use_dora": True})
+    source = put_adapter(tmp_path / "s", lora() | magnitudes, LORA | {"use_dora": True})
     refuses(source, UnsupportedError, "nothing here can be compressed.*DoRA", tmp_path)
     first = dict(list(magnitudes.items())[:1])
-    made = works(put(tmp_path / "t", lora() | first), tmp_path)
+    made = works(put_adapter(tmp_path / "t", lora() | first), tmp_path)
     assert {tensor.name for tensor in made.carried} == {A, B, *first}
     assert all("DoRA" in tensor.why for tensor in made.carried) and len(made.modules) == 3
 
 
 def test_quantised_factors_are_carried_by_name(tmp_path):
     tensors = lora() | {A: Stored("I8", np.ones((4, 40), np.int8))}
-    made = works(put(tmp_path / "s", tensors), tmp_path)
+    made = works(put_adapter(tmp_path / "s", tensors), tmp_path)
     assert {tensor.name for tensor in made.carried} == {A, B}
     assert all("quantised or integer" in tensor.why for tensor in made.carried)
     assert (load(made.output)[A].numpy() == 1).all()
@@ -222,7 +219,7 @@ def test_a_packed_file_is_not_packed_again(tmp_path):
 @pytest.mark.parametrize("options", [QUICK, FITTED])
 def test_an_adapter_of_zeros_warns(options, tmp_path):
     zeros = {name: from_f32(np.zeros(t.shape, np.float32), t.dtype) for name, t in lora().items()}
-    made = works(put(tmp_path / "s", zeros), tmp_path, **options)
+    made = works(put_adapter(tmp_path / "s", zeros), tmp_path, **options)
     assert made.error == 0 and "changes nothing" in made.warnings[0]
     assert all(not load(made.output)[name].any() for name in zeros)
 
@@ -230,30 +227,30 @@ def test_an_adapter_of_zeros_warns(options, tmp_path):
 @pytest.mark.parametrize("options", [QUICK, FITTED])
 def test_constant_tensors(options, tmp_path):
     same = {name: from_f32(np.full(t.shape, 0.5, np.float32), t.dtype) for name, t in lora().items()}
-    made = works(put(tmp_path / "s", same), tmp_path, **options)
+    made = works(put_adapter(tmp_path / "s", same), tmp_path, **options)
     # a constant has no deviation: the published scale is zero, which is said; the fitted one is exact
     assert made.error < 0.01 or (made.error == 1 and "decode to the base model" in made.warnings[0])
 
 
 def test_rank_one_and_rank_patterns(tmp_path):
-    made = works(put(tmp_path / "s", lora(rank=1), LORA | {"r": 1}), tmp_path)
+    made = works(put_adapter(tmp_path / "s", lora(rank=1), LORA | {"r": 1}), tmp_path)
     assert {m.rank for m in made.modules} == {1}
     (tmp_path / "out.paring.safetensors").unlink()
     mixed = lora(modules=("q_proj",)) | {n: t for n, t in lora(rank=2).items() if "v_proj" in n}
     config = LORA | {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"v_proj": 32}}
-    made = works(put(tmp_path / "t", mixed, config), tmp_path)
+    made = works(put_adapter(tmp_path / "t", mixed, config), tmp_path)
     assert [m.rank for m in made.modules] == [4, 2, 4, 2]
     assert [m.scale for m in inspect(made.output).modules] == [2, 16, 2, 16]
 
 
 def test_rank_stabilised_scales(tmp_path):
-    made = works(put(tmp_path / "s", lora(), LORA | {"use_rslora": True}), tmp_path)
+    made = works(put_adapter(tmp_path / "s", lora(), LORA | {"use_rslora": True}), tmp_path)
     assert {m.scale for m in inspect(made.output).modules} == {4.0}
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "F64"])
 def test_dtypes_are_kept(dtype, tmp_path):
-    source = put(tmp_path / "s", lora(dtype))
+    source = put_adapter(tmp_path / "s", lora(dtype))
     made = works(source, tmp_path)
     assert inspect(made.output).dtypes == {dtype: 8}
     assert {t.dtype for t in load(made.output).values()} == {t.dtype for t in load(source).values()}
@@ -281,7 +278,9 @@ def mounted(folder, *options):
 
 def test_a_read_only_folder(tmp_path):
     nan = {SAVED: Stored("F32", np.array([np.nan], np.float32))}
-    source = put(tmp_path / "s", lora() | nan)  # refused before any tensor is read, so before NaN is found
+    source = put_adapter(
+        tmp_path / "s", lora() | nan
+    )  # refused before any tensor is read, so before NaN is found
     with mounted(tmp_path / "sealed", "-o", "ro") as sealed:
         for output in (sealed / "x.safetensors", sealed / "sub" / "x.safetensors"):
             with pytest.raises(OutputError, match="read-only"):
@@ -293,7 +292,7 @@ def test_a_read_only_folder(tmp_path):
 def test_a_full_disk(told, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     noise = {SAVED: Stored("F32", rng.normal(size=(100, 100)).astype(np.float32))}
-    source = put(tmp_path / "s", lora() | noise)
+    source = put_adapter(tmp_path / "s", lora() | noise)
 
     def unknown(path):
         raise OSError
@@ -310,7 +309,7 @@ def test_a_full_disk(told, tmp_path, monkeypatch):
 
 
 def test_an_output_that_is_the_input_or_exists(tmp_path):
-    source = put(tmp_path / "s", lora())
+    source = put_adapter(tmp_path / "s", lora())
     file = source / "adapter_model.safetensors"
     before = snapshot(tmp_path)
     for output in (file, source / ".." / "s" / file.name):
@@ -355,7 +354,7 @@ def running(source, output):
 
 
 def test_interrupted_at_any_moment(tmp_path):
-    source = put(tmp_path / "s", lora())
+    source = put_adapter(tmp_path / "s", lora())
     output = tmp_path / "o" / "x.safetensors"
     output.parent.mkdir()
     begun = time.monotonic()
@@ -376,7 +375,7 @@ def test_interrupted_at_any_moment(tmp_path):
 
 
 def test_two_runs_on_one_output(tmp_path):
-    source = put(tmp_path / "s", lora())
+    source = put_adapter(tmp_path / "s", lora())
     output = tmp_path / "o" / "x.safetensors"
     with running(source, output) as first, running(source, output) as second:
         runs = first, second

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from paring.checkpoint import Checkpoint, open_checkpoint, write_safetensors
 from paring.dtypes import STORAGE, Stored, from_f32
 from paring.errors import BadFileError, BadValueError, OutputError, ParingError, UnsupportedError
+from tests.helpers import fill, layouts
 
 FEW = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 COPY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -147,30 +148,8 @@ def test_random_damage_raises_only_our_errors(tmp_path: Path, data: st.DataObjec
 # --- what is read and written
 
 
-tensors = st.dictionaries(
-    st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(
-        lambda name: name != "__metadata__"
-    ),
-    st.builds(
-        lambda kind, shape: (kind, tuple(shape)),
-        st.sampled_from(["F64", "F32", "F16", "I64", "I32", "I16", "I8", "U8", "U16", "U32", "U64", "BOOL"]),
-        st.lists(st.integers(0, 3), max_size=3),
-    ),
-    min_size=1,
-    max_size=5,
-)
-
-
-def fill(specs: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Stored]:
-    rng = np.random.default_rng(0)
-    return {
-        name: Stored(kind, np.asarray(rng.integers(0, 2, shape)).astype(STORAGE[kind]))
-        for name, (kind, shape) in specs.items()
-    }
-
-
 @FEW
-@given(tensors, st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), st.text('ab"\\é')))
+@given(layouts, st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), st.text('ab"\\é')))
 def test_the_reference_library_reads_what_we_write(
     tmp_path: Path, specs: Any, metadata: dict[str, str]
 ) -> None:
@@ -190,7 +169,7 @@ def test_the_reference_library_reads_what_we_write(
 
 
 @FEW
-@given(tensors)
+@given(layouts)
 def test_we_read_what_the_reference_library_writes(tmp_path: Path, specs: Any) -> None:
     stored, file = fill(specs), tmp_path / "x.safetensors"
     safetensors.numpy.save_file(

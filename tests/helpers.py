@@ -1,0 +1,79 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from paring.adapters.view import Adapter
+from paring.atomic import atomic_file, atomic_folder
+from paring.checkpoint import write_safetensors
+from paring.dtypes import STORAGE, Stored
+from paring.factors import factor_names
+from tests.make_golden import LORA
+
+#: name -> (dtype, shape), for files of a few small tensors
+layouts = st.dictionaries(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(
+        lambda name: name != "__metadata__"
+    ),
+    st.builds(
+        lambda kind, shape: (kind, tuple(shape)),
+        st.sampled_from(["F64", "F32", "F16", "I64", "I32", "I16", "I8", "U8", "U16", "U32", "U64", "BOOL"]),
+        st.lists(st.integers(0, 3), max_size=3),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def fill(specs: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Stored]:
+    rng = np.random.default_rng(0)
+    return {
+        name: Stored(kind, np.asarray(rng.integers(0, 2, shape)).astype(STORAGE[kind]))
+        for name, (kind, shape) in specs.items()
+    }
+
+
+def put_adapter(folder: Path, tensors: Mapping[str, Stored], config: Any = LORA) -> Path:
+    """An adapter in ``folder``, by default with a configuration; returns the folder."""
+    folder.mkdir(exist_ok=True)
+    write_safetensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
+    if config is not None:
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def covered(adapter: Adapter) -> Adapter:
+    """Every tensor is exactly one of: factor, vector, carried with a reason."""
+    carried = [tensor.name for tensor in adapter.carried]
+    counts = Counter([*factor_names(adapter), *carried])
+    assert counts == Counter(list(adapter.checkpoint))
+    assert all(tensor.why for tensor in adapter.carried)
+    assert all(t.nbytes == adapter.checkpoint.tensors[t.name].nbytes for t in adapter.carried)
+    return adapter
+
+
+def why(adapter: Adapter) -> dict[str, str]:
+    return {tensor.name: tensor.why for tensor in adapter.carried}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(found.name for found in folder.iterdir())
+
+
+def put(path: Path, content: bytes, overwrite: bool = False) -> None:
+    with atomic_file(path, overwrite) as file:
+        file.write(content)
+
+
+def put_folder(path: Path, content: str, overwrite: bool = False) -> None:
+    with atomic_folder(path, overwrite) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "x").write_text(content)
