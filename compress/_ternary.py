@@ -135,7 +135,8 @@ class Fitted:
         most = max((lowrank.energy(A, B) for pieces in self._pieces for A, B in pieces), default=0.0)
         self._top = most / semidiscrete.SIDE_BITS or 1.0
         self.dials = 40 * self.steps_per_octave * len(modules)
-        self.scan = max(64, len(modules))
+        # a rank vector that comes or goes is a jump in size; among very many, jumps are too small to matter
+        self.scan = min(64, 12_288 // sum(len(factors.A) for factors in modules))
         # neighbouring dials share all fits but one
         self._fit = lru_cache(maxsize=4 * len(modules))(self._fit_afresh)
         self.fixed = None if density is None else self._dial_of(density)

@@ -130,10 +130,12 @@ class Dials:
             share = 0.5
             if high < self.count and not bisect:
                 at_low, at_high = value(self.trial(low)), value(self.trial(high))
-                share = min(max((limit - at_low) / (at_high - at_low), 0.02), 0.98)
+                share = (limit - at_low) / (at_high - at_low)
+                share += 0.01 if share < 0.5 else -0.01  # past the goal, so that the far end comes near too
             middle = min(max(low + round(share * (high - low)), low + 1), high - 1)
+            before = high - low
             low, high = (middle, high) if value(self.trial(middle)) <= limit else (low, middle)
-            bisect = not bisect
+            bisect = high - low > before // 2
         return self.trial(low)
 
     def _least_loss(self, top: int) -> Trial:

@@ -9,7 +9,7 @@ entries above some threshold: every threshold on a grid is tried and the one wit
     captured energy - slope * bits,        bits = n (H(k) + k) + SIDE_BITS  for density k
 
 wins. A term that does not pay is dropped. ``M`` is never formed: everything runs on A, B and the terms found
-so far. All in fp64; deterministic.
+so far. Energies and final scales are fp64, vectors on the way may be fp32; deterministic.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""numba: one module a call, without the interpreter lock, so that modules run in parallel threads."""
+"""numba: one module a call, without the interpreter lock, so that modules run in parallel threads.
+
+Vectors and their products are fp32, which halves the memory to move; energies and scales are fp64.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,15 @@ def _bits(n: int, kept: float) -> float:
 
 
 @_njit
+def _square(x: _Array) -> float:
+    """The squared norm of ``x``."""
+    total = 0.0
+    for i in range(x.size):
+        total += np.float64(x[i]) * np.float64(x[i])
+    return total
+
+
+@_njit
 def _ternarise(y: _Array, partner: float, slope: float, out: _Array) -> int:
     """Write the best ternary vector for the target ``y`` into ``out`` and return how many entries it keeps.
 
@@ -46,7 +58,7 @@ def _ternarise(y: _Array, partner: float, slope: float, out: _Array) -> int:
     n = y.size
     energy = 0.0
     for i in range(n):
-        energy += y[i] * y[i]
+        energy += np.float64(y[i]) * np.float64(y[i])
     if energy == 0.0 or partner == 0.0:
         out[:] = 0.0
         return 0
@@ -86,7 +98,7 @@ def _ternarise(y: _Array, partner: float, slope: float, out: _Array) -> int:
 def _project(F: _Array, x: _Array, out: _Array) -> None:
     """out (rows,) = F (rows, n) @ x (n,)."""
     for c in range(F.shape[0]):
-        total = 0.0
+        total = np.float32(0.0)
         for i in range(x.size):
             total += F[c, i] * x[i]
         out[c] = total
@@ -100,7 +112,7 @@ def _residual_times(
 
     far (r, m), near (r, n), far_terms (t, m), near_terms (t, n), x (n,). Serves both orientations.
     """
-    inner = np.empty(near.shape[0])
+    inner = np.empty(near.shape[0], np.float32)
     _project(near, x, inner)
     out[:] = 0.0
     for c in range(far.shape[0]):
@@ -110,10 +122,10 @@ def _residual_times(
     for c in range(far_terms.shape[0]):
         if scale[c] == 0.0:
             continue
-        total = 0.0
+        total = np.float32(0.0)
         for i in range(x.size):
             total += near_terms[c, i] * x[i]
-        weight = total * scale[c]
+        weight = np.float32(total * scale[c])
         for i in range(out.size):
             out[i] -= weight * far_terms[c, i]
 
@@ -123,11 +135,11 @@ def _improve(
     A: _Array, Bt: _Array, P: _Array, Q: _Array, scale: _Array, c: int, slope: float, rounds: int
 ) -> None:
     """Improve term c in place on the residual of the others, ``rounds`` times p then q; drop it if unpaid."""
-    y_out = np.empty(Bt.shape[1])
-    y_in = np.empty(A.shape[1])
+    y_out = np.empty(Bt.shape[1], np.float32)
+    y_in = np.empty(A.shape[1], np.float32)
     scale[c] = 0.0
     for _ in range(rounds):
-        norm_q = (Q[c] * Q[c]).sum()
+        norm_q = _square(Q[c])
         _residual_times(Bt, A, P, Q, scale, Q[c], y_out)
         kept_p = _ternarise(y_out, norm_q, slope, P[c])
         if kept_p == 0:
@@ -136,7 +148,7 @@ def _improve(
         kept_q = _ternarise(y_in, float(kept_p), slope, Q[c])
         if kept_q == 0:
             break
-    norm_p, norm_q = (P[c] * P[c]).sum(), (Q[c] * Q[c]).sum()
+    norm_p, norm_q = _square(P[c]), _square(Q[c])
     if norm_p == 0.0 or norm_q == 0.0:
         P[c], Q[c] = 0.0, 0.0
         return
@@ -153,8 +165,8 @@ def _improve(
 @_njit
 def _build(A: _Array, Bt: _Array, P: _Array, Q: _Array, scale: _Array, slope: float) -> None:
     """Greedy: each term starts from the leading direction of the residual (power steps) and is improved."""
-    x = np.empty(A.shape[1])
-    y = np.empty(Bt.shape[1])
+    x = np.empty(A.shape[1], np.float32)
+    y = np.empty(Bt.shape[1], np.float32)
     rows = A.shape[0]
     while rows > 1 and not A[rows - 1].any():
         rows -= 1
@@ -163,10 +175,10 @@ def _build(A: _Array, Bt: _Array, P: _Array, Q: _Array, scale: _Array, slope: fl
         x[:] = A[c % rows]
         for _ in range(POWER_STEPS):
             _residual_times(Bt, A, P, Q, scale, x, y)
-            norm = np.sqrt((y * y).sum())
+            norm = np.sqrt(_square(y))
             if norm == 0.0:
                 return
-            y *= 1.0 / norm
+            y *= np.float32(1.0 / norm)
             _residual_times(A, Bt, Q, P, scale, y, x)
         if _ternarise(x, 1.0, slope, Q[c]) == 0:
             return
@@ -182,26 +194,36 @@ def _sweep(A: _Array, Bt: _Array, P: _Array, Q: _Array, scale: _Array, slope: fl
             _improve(A, Bt, P, Q, scale, c, slope, 1)
 
 
-def _rescale(A: F64, Bt: F64, P: F64, Q: F64, scale: F64) -> None:
-    """Least-squares scales of all terms at once, in place."""
+def _rescale(A: _Array, Bt: _Array, P: _Array, Q: _Array, scale: F64) -> None:
+    """Least-squares scales of all terms at once, in place, in the precision of A and Bt."""
     used = np.flatnonzero(scale)
     if used.size:
-        p, q = P[used], Q[used]
-        gram = (p @ p.T) * (q @ q.T)
-        scale[used] = np.linalg.lstsq(gram, ((p @ Bt.T) * (q @ A.T)).sum(axis=1), rcond=1e-9)[0]
+        p, q = P[used].astype(A.dtype, copy=False), Q[used].astype(A.dtype, copy=False)
+        gram = (p @ p.T).astype(np.float64) * (q @ q.T)
+        target = ((p @ Bt.T).astype(np.float64) * (q @ A.T)).sum(axis=1)
+        scale[used] = np.linalg.lstsq(gram, target, rcond=1e-9)[0]
+
+
+def _unit(x: F64) -> tuple[F64, float]:
+    """``x`` over a power of two that brings its largest magnitude to between 1/2 and 1, and that power."""
+    power = float(2.0 ** np.frexp(np.abs(x).max(initial=0.0))[1])
+    return np.ascontiguousarray(x / power, np.float64), power
 
 
 def fit(A: F64, B: F64, slope: float, sweeps: int) -> tuple[Trits, Trits, F64]:
-    A, Bt = np.ascontiguousarray(A, np.float64), np.ascontiguousarray(B.T, np.float64)
-    rank = A.shape[0]
-    P, Q, scale = np.zeros((rank, Bt.shape[1])), np.zeros((rank, A.shape[1])), np.zeros(rank)
-    _build(A, Bt, P, Q, scale, slope)
-    _rescale(A, Bt, P, Q, scale)
+    near, unit_a = _unit(A)
+    far, unit_b = _unit(B.T)
+    price = slope / unit_a**2 / unit_b**2
+    near32, far32 = near.astype(np.float32), far.astype(np.float32)
+    P, Q = (np.zeros(side.shape, np.float32) for side in (far, near))
+    scale = np.zeros(len(near))
+    _build(near32, far32, P, Q, scale, price)
     for _ in range(sweeps):
-        _sweep(A, Bt, P, Q, scale, slope)
-        _rescale(A, Bt, P, Q, scale)
-    P *= np.sign(scale)[:, None]  # a scale is a magnitude; its sign goes to p
+        _rescale(near32, far32, P, Q, scale)
+        _sweep(near32, far32, P, Q, scale, price)
+    _rescale(near, far, P, Q, scale)
+    P *= np.sign(scale).astype(np.float32)[:, None]  # a scale is a magnitude; its sign goes to p
     Q *= (scale != 0)[:, None]
     energy = scale**2 * (P * P).sum(axis=1) * (Q * Q).sum(axis=1)
     order = np.argsort(-energy, kind="stable")
-    return P[order].astype(np.int8), Q[order].astype(np.int8), np.abs(scale[order])
+    return P[order].astype(np.int8), Q[order].astype(np.int8), np.abs(scale[order]) * unit_a * unit_b
