@@ -23,8 +23,6 @@ from paring.stream import Item, Magnitudes, Moments, reduce
 
 F64 = npt.NDArray[np.float64]
 
-#: a denser ternary vector takes fewer bits again, and loses no less: H(k) + k peaks at k = 2/3
-_DENSEST = 2 / 3
 #: fitted scales keep this many bits behind the leading one: within 3.2 %, exact in every dtype (fp16: from
 #: 1e-6 on), cheap to store
 _MANTISSA = 4
@@ -89,10 +87,11 @@ class Thresholded:
             key = {"global": "", "factor": part.kind, "tensor": part.name}[scope]
             groups.setdefault(key, []).append(part)
         self._groups = [_Group(parts, threads, device) for parts in groups.values()]
-        self._d = sum(group.n for group in self._groups)
+        self._d = max(1, sum(group.n for group in self._groups))
         self._alpha, self._density = alpha, density
-        self.dials = max(1, int(self._d * _DENSEST))
-        self.scan = 0
+        self.dials, self.turns = self._d, _turns(self._groups, self._d)
+        # entries come and go one by one, files grow by whole words: that matters where files are small
+        self.scan = min(128, 2**19 // self._d)
         self.fixed = None if density is None else int(self._d * density)
 
     def encode(self, dial: int) -> Coded:
@@ -103,6 +102,37 @@ class Thresholded:
             kept = int(group.n * self._density) if fixed and self._density else group.n * dial // self._d
             tensors.update(group.encode(kept + 1, self._alpha))
         return Coded(tensors)
+
+
+def _turns(groups: Sequence[_Group], d: int) -> tuple[int, ...]:
+    """The dials at which size turns: a tensor of n values takes about n (H(k) + k) bits when it keeps k of
+    them.
+
+    That peaks at k = 2/3, but tensors of unlike magnitudes reach it one after another; a sample tells where.
+    """
+    shares = np.linspace(0, 1, 65)
+    bits = np.zeros(65)
+    for group in groups:
+        parts = [part for part in group.parts if part.values.size]
+        if not parts:
+            continue
+        step = -(-group.n // 2**16)
+        samples = [np.sort(np.abs(part.values.reshape(-1)[::step])) for part in parts]
+        thresholds = np.quantile(np.concatenate(samples), 1 - shares, method="higher")
+        for sample, part in zip(samples, parts, strict=True):
+            below = np.searchsorted(sample, np.maximum(thresholds, np.finfo(np.float32).tiny))
+            kept = np.clip(1 - below / len(sample), 1e-9, 1 - 1e-9)
+            entropy = -kept * np.log2(kept) - (1 - kept) * np.log2(1 - kept)
+            bits += part.values.size * (entropy + kept)
+    turns: list[int] = []
+    rising, extreme = 1, 0
+    for index in range(65):
+        if rising * (bits[index] - bits[extreme]) >= 0:
+            extreme = index
+        elif rising * (bits[extreme] - bits[index]) > bits.max() / 50:  # less is not worth a stretch
+            turns.append(int(d * shares[extreme]))
+            rising, extreme = -rising, index
+    return tuple(turns)
 
 
 def _parts(modules: Sequence[Factors], basis: str) -> Iterable[_Part]:
@@ -135,8 +165,9 @@ class Fitted:
         most = max((lowrank.energy(A, B) for pieces in self._pieces for A, B in pieces), default=0.0)
         self._top = most / semidiscrete.SIDE_BITS or 1.0
         self.dials = 40 * self.steps_per_octave * len(modules)
+        self.turns: tuple[int, ...] = ()
         # a rank vector that comes or goes is a jump in size; among very many, jumps are too small to matter
-        self.scan = min(64, 12_288 // sum(len(factors.A) for factors in modules))
+        self.scan = min(128, 2**20 // max(1, sum(len(factors.A) for factors in modules)) ** 2)
         # neighbouring dials share all fits but one
         self._fit = lru_cache(maxsize=4 * len(modules))(self._fit_afresh)
         self.fixed = None if density is None else self._dial_of(density)

@@ -7,11 +7,19 @@ are those of the whole file, found by encoding it; losses are measured on the va
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from paring.errors import BudgetError, OptionError
+
+if TYPE_CHECKING:
+    from paring.coding import Family
+
+#: how good a trial is, first things first; less is better
+Rank = tuple[bool, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,81 +82,155 @@ class Trial:
 class Dials:
     """The dials ``0 .. count - 1`` of a family, and how to try one.
 
-    Size grows with the dial and loss falls, but neither quite: beyond the first dial that is too large, up to
-    ``scan`` more are tried.
+    Size rises along the dial up to the first of ``turns``, falls up to the second, and so on. These stretches
+    are searched one by one, each from its small end, where loss is expected to fall as size rises. Neither
+    does so strictly: ``scan`` is how many dials apart two may stand in the wrong order.
+
+    What is found meets its budget by measure, and is the best of all trials made. Further:
+
+    - Up to ``4 * scan`` dials all are tried: the best there is, and None only where no dial meets the budget.
+    - With more dials, the same holds if no two dials further apart than ``scan`` along a stretch are in the
+      wrong order, in size or in loss.
+    - Where loss rises again along a stretch, its minimum is sought on a grid refined to 1/256 of the stretch
+      and then ``scan`` dials about the best. A narrower or a second valley of loss may be missed.
+
+    Trials are few (some ten a stretch, then a bisection) but for the ``2 scan`` about a find: ``scan`` is 0
+    where trials cost seconds.
     """
 
     trial: Callable[[int], Trial]
     count: int
     scan: int = 0
+    turns: tuple[int, ...] = ()
+    _seen: dict[int, Trial] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, trial: Callable[[int], Trial], family: Family) -> Dials:
+        """The dials of ``family``, which ``trial`` tries."""
+        return cls(trial, family.dials, family.scan, family.turns)
 
     def for_size(self, most_bytes: int) -> Trial | None:
-        """The trial of least error within ``most_bytes``; None when even the lowest dial is larger."""
-        top = self._largest(lambda tried: math.log(tried.nbytes), math.log(max(1, most_bytes)))
-        if top is None:
-            return None
-        # a dial below the top may still be too large
-        found = [top, self._least_loss(top.dial), *self._beyond(top.dial + 1)]
-        return min((tried for tried in found if tried.nbytes <= most_bytes), key=lambda tried: tried.error)
+        """The trial of least error within ``most_bytes``; None when none that was tried is so small."""
+
+        def rank(tried: Trial) -> Rank:
+            fits = tried.nbytes <= most_bytes
+            return not fits, tried.error if fits else tried.nbytes, tried.nbytes
+
+        def search(stretch: range) -> None:
+            top = self._last(stretch, lambda tried: math.log(tried.nbytes), math.log(max(1, most_bytes)))
+            if top >= 0 and not self._falling(stretch, top):
+                self._least_loss(stretch[: top + 1])
+            self._try_about(stretch, top)
+
+        best = self._best(rank, search)
+        return best if best.nbytes <= most_bytes else None
 
     def for_error(self, error: float) -> Trial | None:
-        """The smallest trial with at most ``error``; None when no dial is good enough."""
-        worse = self._largest(lambda tried: -tried.error, math.nextafter(-error, -math.inf))
-        first = worse.dial + 1 if worse else 0
-        good = [tried for tried in self._beyond(first) if tried.error <= error]
-        if not good:  # loss rises again towards the end: its minimum may still be good enough
-            good = [tried for tried in (self.least_error(),) if tried.error <= error]
-        return min(good, key=lambda tried: tried.nbytes, default=None)
+        """The smallest trial with at most ``error``; None when none that was tried is good enough."""
+
+        def rank(tried: Trial) -> Rank:
+            good = tried.error <= error
+            return not good, tried.nbytes if good else tried.error, tried.error
+
+        def search(stretch: range) -> None:
+            best = min(self._seen.values(), key=rank, default=None)
+            if best and best.error <= error and best.nbytes <= self._try(stretch[0]).nbytes:
+                self._try_about(stretch, -1)  # nothing on this stretch is smaller, but for bumps
+                return
+            beyond = math.nextafter(-error, -math.inf)
+            worse = self._last(stretch, lambda tried: -tried.error, beyond)
+            if worse == len(stretch) - 1:  # loss rises again towards the end
+                down = stretch[: self._least_loss(stretch) + 1]
+                worse = self._last(down, lambda tried: -tried.error, beyond)
+            self._try_about(stretch, worse)
+
+        best = self._best(rank, search)
+        return best if best.error <= error else None
 
     def least_error(self) -> Trial:
         """The trial of least error, whatever its size."""
-        return self._least_loss(self.count - 1)
+        return self._best(lambda tried: (False, tried.error, tried.nbytes), self._least_loss)
 
-    def _beyond(self, first: int) -> Iterator[Trial]:
-        """``first`` and up to ``scan`` more dials, while they stay within two per cent of its size."""
-        for dial in range(first, min(first + 1 + self.scan, self.count)):
-            tried = self.trial(dial)
-            if tried.nbytes > 1.02 * self.trial(first).nbytes:
-                return
-            yield tried
+    def least_size(self) -> Trial:
+        """The smallest of the trials made, dial 0 among them."""
+        self._try(0)
+        return min(self._seen.values(), key=lambda tried: tried.nbytes)
 
-    def _largest(self, value: Callable[[Trial], float], limit: float) -> Trial | None:
-        """The trial of the largest dial with a ``value`` within ``limit``; values are taken to rise.
+    def _try(self, dial: int) -> Trial:
+        if dial not in self._seen:
+            self._seen[dial] = self.trial(dial)
+        return self._seen[dial]
 
-        Low dials are the cheap ones to try: a climb in tenths, then interpolation and bisection in turn.
+    def _best(self, rank: Callable[[Trial], Rank], search: Callable[[range], object]) -> Trial:
+        """The first by ``rank`` of all trials ever made, after ``search`` on every stretch."""
+        if self.count <= 4 * self.scan:
+            for dial in range(self.count):
+                self._try(dial)
+        else:
+            ends = [0, *self.turns, self.count]
+            for index, (a, b) in enumerate(pairwise(ends)):
+                if a < b:
+                    search(range(b - 1, a - 1, -1) if index % 2 else range(a, b))
+        while True:
+            best = min(self._seen.values(), key=rank)
+            self._try_about(range(self.count), best.dial)
+            if best == min(self._seen.values(), key=rank):
+                return best
+
+    def _try_about(self, stretch: range, index: int) -> None:
+        """``scan`` dials on either side of ``index`` and the one after it."""
+        for dial in stretch[max(0, index - self.scan) : index + self.scan + 2]:
+            self._try(dial)
+
+    def _last(self, stretch: range, value: Callable[[Trial], float], limit: float) -> int:
+        """The last index with a ``value`` within ``limit``, -1 for none; values are taken to rise.
+
+        Small files are the cheap ones to try: a climb in tenths, then interpolation and bisection in turn.
         """
-        if value(self.trial(0)) > limit:
-            return None
-        low, high, stride = 0, self.count, max(1, self.count // 10)
-        while low + stride < self.count:
-            if value(self.trial(low + stride)) > limit:
-                high = low + stride
+
+        def at(index: int) -> float:
+            return value(self._try(stretch[index]))
+
+        low, high = -1, len(stretch)
+        for index in _tenths(high):
+            if at(index) > limit:
+                high = index
                 break
-            low += stride
+            low = index
         bisect = False
         while high - low > 1:
             share = 0.5
-            if high < self.count and not bisect:
-                at_low, at_high = value(self.trial(low)), value(self.trial(high))
-                share = (limit - at_low) / (at_high - at_low)
+            if not bisect:
+                share = (limit - at(low)) / (at(high) - at(low))
                 share += 0.01 if share < 0.5 else -0.01  # past the goal, so that the far end comes near too
             middle = min(max(low + round(share * (high - low)), low + 1), high - 1)
             before = high - low
-            low, high = (middle, high) if value(self.trial(middle)) <= limit else (low, middle)
+            low, high = (middle, high) if at(middle) <= limit else (low, middle)
             bisect = high - low > before // 2
-        return self.trial(low)
+        return low
 
-    def _least_loss(self, top: int) -> Trial:
-        """The trial of least error up to dial ``top``: that one, unless error has begun to rise there."""
-        if self.trial(top).error <= self.trial(max(0, top - max(1, top // 64))).error:
-            return self.trial(top)
-        low, high = 0, top
-        while high - low > max(2, top // 256):  # the minimum is flat
-            a, b = low + (high - low) // 3, high - (high - low) // 3
-            low, high = (low, b) if self.trial(a).error <= self.trial(b).error else (a, high)
-        return min(
-            (self.trial(dial) for dial in (low, (low + high) // 2, high, top)), key=lambda tried: tried.error
-        )
+    def _falling(self, stretch: range, top: int) -> bool:
+        """Whether no trial further down the stretch loses less than that at ``top``."""
+        below = max(0, top - max(1, top // 64))
+        self._try(stretch[below])
+        least = min(self._seen[dial].error for dial in stretch[: below + 1] if dial in self._seen)
+        return self._seen[stretch[top]].error <= least
+
+    def _least_loss(self, stretch: range) -> int:
+        """The index of least error, on tenths and then ever finer about the best."""
+        indices: Sequence[int] = _tenths(len(stretch))
+        stride = max(1, len(stretch) // 10)
+        while True:
+            best = min(indices, key=lambda index: self._try(stretch[index]).error)
+            if stride <= max(1, len(stretch) // 256):  # the minimum is flat
+                return best
+            reach, stride = stride, max(1, stride // 4)
+            indices = range(max(0, best - reach), min(len(stretch), best + reach + 1), stride)
+
+
+def _tenths(n: int) -> list[int]:
+    """The indices 0 .. n - 1 in about ten steps, both ends among them."""
+    return sorted({*range(0, n, max(1, n // 10)), n - 1})
 
 
 def refuse(budget: Budget, best: Trial, source_bytes: int, elements: int, blocked: str) -> BudgetError:

@@ -53,10 +53,14 @@ class Coded:
 
 
 class Family(Protocol):
-    """Codings on one dial, ``0 <= dial < dials``: larger dials take more bytes and lose less, nearly."""
+    """Codings on one dial, ``0 <= dial < dials``: larger dials take more bytes and lose less, nearly.
+
+    From the first of ``turns`` on, larger dials take fewer bytes, from the second more again, and so on.
+    """
 
     dials: int
-    scan: int  #: how many dials beyond one that is too large may be small enough again
+    turns: tuple[int, ...]
+    scan: int  #: how many dials apart two may be in the wrong order; 0 where that is not worth the trials
     fixed: int | None  #: the dial that the options asked for by themselves (a density), if they did
 
     def encode(self, dial: int) -> Coded: ...

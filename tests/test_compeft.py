@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from paring import lowrank
+from paring.codecs.ternary import encode
 from paring.coding import Factors, loss_of, total_error, values
 from paring.compress import _ternary
 from paring.errors import OptionError
@@ -143,6 +144,32 @@ def test_a_dial_of_scoped_families_shares_out_evenly():
     assert kept == {"x.a": 11, "x.b": 11, "y.a": 21, "y.b": 21}
 
 
+def test_the_dial_runs_to_all_of_nearly_equal_magnitudes():
+    rng = np.random.default_rng(0)
+    A, B = (rng.choice([-1, 1], shape) * rng.uniform(0.95, 1.05, shape) for shape in ((4, 300), (300, 4)))
+    modules = [module(A, B)]
+    found = family(modules, basis="trained", scope="tensor")
+    assert found.turns == (int(2400 * 43 / 64),)
+    assert error(modules, found.encode(found.turns[0])) > 0.5
+    last = found.encode(found.dials - 1)
+    assert np.count_nonzero(flat(last, modules)) == 2400
+    assert error(modules, last) < 0.1
+    all_kept = family(modules, basis="trained", scope="tensor", density=1.0)
+    np.testing.assert_array_equal(flat(last, modules), flat(all_kept.encode(all_kept.fixed), modules))
+
+
+def test_the_turns_are_where_sizes_turn():
+    # one threshold: every entry of A is kept before the first of B
+    rng = np.random.default_rng(0)
+    modules = [module(rng.uniform(1, 2, (4, 3000)), rng.uniform(0.1, 0.2, (3000, 4)))]
+    found = paper(modules)
+    peak_a, valley, peak_b = found.turns
+    assert valley == 12000
+    size = [len(encode(found.encode(dial).tensors.values())) for dial in range(0, 24000, 1500)]
+    turns = [d * 1500 for d in range(1, 15) if (size[d] - size[d - 1]) * (size[d + 1] - size[d]) < 0]
+    assert turns == [round(turn / 1500) * 1500 for turn in (peak_a, valley, peak_b)]
+
+
 def test_the_svd_basis_is_another_gauge_of_the_same_update():
     one = random_module(4, 30, 20)
     a, b = _ternary._parts([one], "svd")
@@ -166,7 +193,7 @@ def test_error_falls_along_the_dial(basis, scope):
     assert found.fixed is None
     errors = [error(modules, found.encode(dial)) for dial in (0, found.dials // 6, found.dials // 2)]
     assert errors == sorted(errors, reverse=True)
-    assert found.dials == int(600 * 2 / 3)
+    assert found.dials == 600
 
 
 def test_the_loss_is_that_of_the_dense_update():
@@ -178,6 +205,13 @@ def test_the_loss_is_that_of_the_dense_update():
     assert loss.error == pytest.approx(np.linalg.norm(M - N) / np.linalg.norm(M), rel=1e-9)
     assert loss.energy == pytest.approx(lowrank.energy(one.A, one.B) * 0.49, rel=1e-9)
     assert loss.nonzero == np.count_nonzero(tensors["m.a"]) + np.count_nonzero(tensors["m.b"])
+
+
+def test_tensors_without_entries():
+    modules = [module(np.zeros((0, 9)), np.zeros((7, 0)), name="e"), random_module(2, 9, 7)]
+    found = family(modules, basis="trained", scope="global")
+    assert found.dials == 32
+    assert dense(found.encode(5))["e.a"].shape == (0, 9)
 
 
 def test_constant_and_zero_tensors():
