@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-import paring
 from paring.budget import Dials, Trial, refuse
 from paring.checkpoint import digest, digest_sorted, open_checkpoint
 from paring.codecs import ternary
@@ -138,7 +137,7 @@ def _solve(
 
     if family.fixed is not None:
         return build(family.fixed)
-    dials = Dials(trial, family.dials, family.scan)
+    dials = Dials.of(trial, family)
     most = plan.most_bytes
     best = dials.for_error(plan.budget.error or 0.0) if most is None else dials.for_size(most)
     if best is None:
@@ -174,22 +173,10 @@ def _payloads(modules: Sequence[Factors], coded: Coded) -> list[Payload]:
 
 
 def _facts(plan: CompressPlan, source_digest: str, rounded: Mapping[str, float]) -> dict[str, Any]:
-    """What the manifest tells beside the tensors; what is empty is left out."""
-    config = plan.source.config("adapter_config.json")
-    source = {"name": plan.source.files[0].name, "bytes": plan.source.nbytes, "sha256": source_digest}
-    facts: dict[str, Any] = {
-        "tool": f"paring {paring.__version__}",
-        "dialect": plan.adapter.dialect,
-        "kind": plan.adapter.kind,
-        "method": plan.method.name,
-        "recipe": plan.recipe,
-        "source": source,
-        "config": config,
-        "metadata": plan.source.metadata,
-        "rounded": {name: float(f"{error:.3g}") for name, error in rounded.items()},
-        "dropped": [tensor.name for tensor in plan.dropped],
-    }
-    return {key: value for key, value in facts.items() if value or key == "recipe"}
+    """What the manifest tells beside the tensors and losses; what is empty is left out."""
+    facts = plan.facts(source_digest)
+    errors = {name: float(f"{error:.3g}") for name, error in rounded.items()}
+    return {**facts, "rounded": errors} if errors else facts
 
 
 def _told(modules: Sequence[Factors], found: Sequence[Loss]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ and may never change: a new one needs a new format version.
 from __future__ import annotations
 
 import json
+import reprlib
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from paring.errors import BadFileError
 from paring.untrusted import parse_json
 
 MAX_MANIFEST = 32_000_000  # bytes, inflated: some 300,000 names
+_MOST = 1 << 53  # numbers stay below: every JSON reader holds them exactly
 
 _MODULES = (
     "base_model.model.model.layers.10.self_attn.q_proj.lora_A.weight k_proj v_proj "
@@ -63,7 +65,7 @@ def dump(manifest: dict[str, Any]) -> bytes:
     """The deflated JSON (keys sorted, no spaces), padded with zeros so that all is a multiple of 8 bytes,
     behind its CRC-32 (uint32, little endian).
     """
-    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    text = _text(manifest)
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=DICTIONARY)
     body = deflate.compress(text) + deflate.flush()
     body += bytes(-(4 + len(body)) % 8)
@@ -82,10 +84,36 @@ def load(raw: bytes | memoryview, where: str) -> dict[str, Any]:
     if not inflate.eof or any(inflate.unused_data):
         raise BadFileError(f"{where}: the manifest is cut short or larger than {MAX_MANIFEST} bytes")
     facts = parse_json(text, f"{where}: the manifest")
+    _check_types(facts, f"{where}: the manifest")
+    return facts
+
+
+def check(facts: dict[str, Any], where: str) -> None:
+    """Refuse ``facts`` that no reader would take back, before any work is done for them.
+
+    Raises BadFileError, beginning with ``where``, for a value of another type or range than
+    ``docs/format.md`` gives it, for nesting too deep, for what JSON in UTF-8 cannot hold and for more than
+    ``MAX_MANIFEST`` bytes.
+    """
+    _check_types(facts, where)
+    try:
+        size = len(_text(facts))
+    except (ValueError, RecursionError) as error:  # infinity, a lone surrogate
+        raise BadFileError(f"{where} cannot be put in a packed file: {error}") from None
+    if size > MAX_MANIFEST:
+        raise BadFileError(f"{where} takes {size} bytes, more than the {MAX_MANIFEST} of a manifest")
+
+
+def _text(facts: dict[str, Any]) -> bytes:
+    return json.dumps(
+        facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def _check_types(facts: dict[str, Any], where: str) -> None:
     for key, sound in _SOUND.items():
         if key in facts and not sound(facts[key]):
-            raise BadFileError(f"{where}: the manifest makes no sense: {key} is {str(facts[key])[:40]!r}")
-    return facts
+            raise BadFileError(f"{where} makes no sense: {key} is {reprlib.repr(facts[key])}")
 
 
 def _is_text(value: object) -> bool:
@@ -93,7 +121,11 @@ def _is_text(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e300  # type: ignore[arg-type]
+    return type(value) in (int, float) and 0 <= value < _MOST  # type: ignore[operator]
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < _MOST
 
 
 def _is_source(value: object) -> bool:
@@ -101,13 +133,14 @@ def _is_source(value: object) -> bool:
         return False
     name, nbytes = value["name"], value["bytes"]
     # a file is made under this name: it must not be a path
-    plain = _is_text(name) and 0 < len(name) <= 255 and name.strip(".") and not set(name) & set("/\\:\0")
-    return bool(plain) and type(nbytes) is int and 0 < nbytes < 1 << 63 and _is_text(value["sha256"])
+    if not _is_text(name) or not 0 < len(name) <= 255 or set(name) & set("/\\\0") or name in (".", ".."):
+        return False
+    return _is_count(nbytes) and nbytes > 0 and _is_text(value["sha256"])
 
 
 def _is_measured(value: object) -> bool:
     columns = value.values() if isinstance(value, dict) else [None]
-    return all(isinstance(column, list) and all(type(x) is int for x in column) for column in columns)
+    return all(isinstance(column, list) and all(map(_is_count, column)) for column in columns)
 
 
 def _is_shallow(value: object, depth: int = 64) -> bool:

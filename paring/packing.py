@@ -8,7 +8,7 @@ one of their own, named after them; the rest of a codec's tensors are packed tog
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,7 +54,7 @@ class Spec:
         return part if part.dtype == self.dtype else from_f32(part.f32(), self.dtype, self.name)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Payload:
     """Bytes of one codec that hold the tensors ``specs``, in order. ``entry`` names it in the container."""
 
@@ -63,6 +63,11 @@ class Payload:
     version: int
     data: bytes
     specs: tuple[Spec, ...]
+
+    @cached_property
+    def crc(self) -> int:
+        """The CRC-32 of the data, taken once: a carried payload is in every trial of a budget."""
+        return zlib.crc32(self.data)
 
 
 def ternary_payloads(items: Sequence[tuple[Spec, Ternary]]) -> list[Payload]:
@@ -103,16 +108,20 @@ class Image:
     facts: dict[str, Any]
 
     @cached_property
-    def entries(self) -> list[tuple[str, Stored]]:
-        """The container's entries: the manifest and the payloads, each padded to 8 bytes."""
+    def _names(self) -> list[str]:
+        """The container's entry of each payload."""
         taken = {MANIFEST, "__metadata__"}
-        named = []
+        names = []
         for payload in self.payloads:
             entry = payload.entry
             while entry in taken:  # a tensor may bear any name
                 entry += "_"
             taken.add(entry)
-            named.append((entry, payload))
+            names.append(entry)
+        return names
+
+    @cached_property
+    def _manifest(self) -> bytes:
         specs = [spec for payload in self.payloads for spec in payload.specs]
         table: dict[tuple[str, tuple[int, ...], str | None], int] = {}
         index = []
@@ -125,23 +134,32 @@ class Image:
             "specs": [[dtype, list(shape), *([as_] if as_ else [])] for dtype, shape, as_ in table],
             "tensors": index,
             "payloads": [
-                [entry, p.codec, p.version, zlib.crc32(p.data), len(p.data), len(p.specs)]
-                for entry, p in named
+                [entry, p.codec, p.version, p.crc, len(p.data), len(p.specs)]
+                for entry, p in zip(self._names, self.payloads, strict=True)
             ],
         }
         if ones := [i for i, spec in enumerate(specs) if spec.ones]:
             told["ones"] = ones
-        blobs = [(MANIFEST, manifest.dump(told)), *((entry, p.data) for entry, p in named)]
-        return [
-            (entry, Stored("U8", np.frombuffer(data + bytes(padded(len(data)) - len(data)), np.uint8)))
-            for entry, data in blobs
-        ]
+        return manifest.dump(told)
+
+    @cached_property
+    def layout(self) -> list[tuple[str, str, tuple[int]]]:
+        """Name, dtype and shape of the container's entries: the manifest and the payloads, padded."""
+        sizes = [len(self._manifest), *(len(payload.data) for payload in self.payloads)]
+        names = [MANIFEST, *self._names]
+        return [(name, "U8", (padded(size),)) for name, size in zip(names, sizes, strict=True)]
+
+    def entries(self) -> Iterator[tuple[str, Stored]]:
+        """The container's entries, in the order of ``layout``; each is padded as it is asked for."""
+        blobs = [self._manifest, *(payload.data for payload in self.payloads)]
+        for (name, dtype, (size,)), data in zip(self.layout, blobs, strict=True):
+            whole = data + bytes(size - len(data)) if len(data) < size else data
+            yield name, Stored(dtype, np.frombuffer(whole, np.uint8))
 
     @cached_property
     def nbytes(self) -> int:
-        """The size of the whole file in bytes."""
-        layout = [(entry, blob.dtype, blob.shape) for entry, blob in self.entries]
-        return header_bytes(layout, _metadata("0" * 64)) + sum(blob.nbytes for _, blob in self.entries)
+        """The size of the whole file in bytes; needs no payload but its length."""
+        return header_bytes(self.layout, _metadata("0" * 64)) + sum(size for _, _, (size,) in self.layout)
 
     def decoded(self) -> list[tuple[str, Stored]]:
         """The tensors as a reader will decode them, in memory."""
@@ -154,18 +172,14 @@ class Image:
             out += [(spec.name, spec.finish(part)) for spec, part in zip(payload.specs, parts, strict=True)]
         return out
 
-    @property
-    def manifest_bytes(self) -> int:
-        """The size of the manifest's entry."""
-        return self.entries[0][1].nbytes
-
     def write(
         self, path: Path, digest: str, check: Callable[[Path], None], *, overwrite: bool = False
     ) -> None:
         """Write the file, whole or not at all. ``digest`` is the canonical one of the decoded tensors;
         ``check`` reads the complete file again before it takes its place, and refuses it by raising.
         """
-        write_safetensors(path, self.entries, _metadata(digest), overwrite=overwrite, check=check)
+        told = _metadata(digest)
+        write_safetensors(path, self.entries(), told, layout=self.layout, overwrite=overwrite, check=check)
 
 
 def _metadata(digest: str) -> dict[str, str]:

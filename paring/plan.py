@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from paring import adapters, atomic, registry
+import paring
+from paring import adapters, atomic, manifest, registry
 from paring.adapters.view import Adapter, Carried
 from paring.budget import Budget
 from paring.checkpoint import Checkpoint
@@ -57,6 +58,22 @@ class CompressPlan:
         """The exact options, to be stored in the output."""
         return {**self.budget.recipe(), "carry": self.carry, **self.options}
 
+    def facts(self, source_digest: str) -> dict[str, Any]:
+        """What the manifest tells beside tensors and losses; what is empty is left out."""
+        source = {"name": self.source.files[0].name, "bytes": self.source.nbytes, "sha256": source_digest}
+        facts: dict[str, Any] = {
+            "tool": f"paring {paring.__version__}",
+            "dialect": self.adapter.dialect,
+            "kind": self.adapter.kind,
+            "method": self.method.name,
+            "recipe": self.recipe,
+            "source": source,
+            "config": self.adapter.config,
+            "metadata": self.source.metadata,
+            "dropped": [tensor.name for tensor in self.dropped],
+        }
+        return {key: value for key, value in facts.items() if value or key == "recipe"}
+
     @property
     def dropped(self) -> tuple[Carried, ...]:
         """The tensors that are not factors, and are left out: never a scalar, which may be a module's
@@ -99,7 +116,7 @@ def plan_compress(
     if isinstance(checkpoint, Packed):
         raise UnsupportedError(f"{source} is packed already: `paring decompress` it first")
     target = Path(output) if output is not None else default_output(source)
-    atomic.refuse_same_file(target, [source, *checkpoint.files])
+    atomic.refuse_same_file(target, [source, *checkpoint.inputs])
     atomic.refuse_existing(target, overwrite)
     _refuse_sealed(target)
     adapter = adapters.read(checkpoint)
@@ -109,6 +126,7 @@ def plan_compress(
     plan = CompressPlan(
         checkpoint, adapter, chosen, parsed, budget, cast("Carry", carry), target, overwrite, threads, device
     )  # fmt: skip
+    manifest.check(plan.facts(""), f"{source}: what a packed file tells of it")
     atomic.check_room(target, plan.most_bytes or checkpoint.nbytes // 4)
     return plan
 

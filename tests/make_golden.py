@@ -132,6 +132,15 @@ def blocks(path: Path) -> None:
     image.write(path, digest(image.decoded()), lambda _: None)
 
 
+def rounded_once(path: Path) -> None:
+    """A bf16 (IA)^3 vector of 1 plus or minus 2^-8 + 2^-30: by way of fp32 all of it would round to 1."""
+    trits = np.array([1, 0, -1, 1, 1, 0, 0, -1, 0, 1], np.int8)
+    payload = ternary.encode([from_trits(trits, np.float32(2**-8 + 2**-30))])
+    spec = Spec("ia3_l", "BF16", trits.shape, ones=True)
+    image = Image([Payload("ternary", ternary.ID, 1, payload, (spec,))], {"tool": "paring"})
+    image.write(path, digest(image.decoded()), lambda _: None)
+
+
 BIG_ENOUGH = {"bits_per_param": 24.0}  # these files are small: their names weigh more than their weights
 CASES: dict[str, Callable[[Path], None]] = {
     "lora_f32_semidiscrete": compressed(lora(), **BIG_ENOUGH),
@@ -144,6 +153,7 @@ CASES: dict[str, Callable[[Path], None]] = {
     "ia3_f16": compressed(ia3("F16"), {"peft_type": "IA3", "target_modules": ["k_proj"]}, density=0.5),
     "kohya_f16_dropped": compressed(kohya(), None, carry="drop", density=0.4),
     "blocks": blocks,
+    "ia3_bf16_rounded_once": rounded_once,
 }
 
 

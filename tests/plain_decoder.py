@@ -64,8 +64,15 @@ def _floats(raw: bytes, dtype: str) -> list[float]:
 def _raw(values: list[float], dtype: str) -> bytes:
     if dtype != "BF16":
         return struct.pack(f"<{len(values)}{ {'F64': 'd', 'F32': 'f', 'F16': 'e'}[dtype] }", *values)
-    words = [int.from_bytes(struct.pack("<f", x), "little") for x in values]
-    return b"".join(((w + 0x7FFF + (w >> 16 & 1)) >> 16).to_bytes(2, "little") for w in words)
+    return b"".join(struct.pack("<f", _bf16(x))[2:] for x in values)
+
+
+def _bf16(x: float) -> float:
+    """x rounded once, to the 8 significant bits of bf16 (fewer below 2^-126)."""
+    if not math.isfinite(x):
+        return x
+    step = 2.0 ** max(math.frexp(x)[1] - 8, -133)
+    return math.copysign(round(x / step) * step, x)  # round() takes ties to even
 
 
 def _bytes(data: bytes, shapes: list[tuple[int, ...]], kinds: list[str]) -> list[bytes]:

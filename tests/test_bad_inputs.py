@@ -207,6 +207,15 @@ def test_quantised_factors_are_carried_by_name(tmp_path):
     assert (load(made.output)[A].numpy() == 1).all()
 
 
+def test_what_no_manifest_can_hold_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("paring.compressing.run", None)
+    deep = []
+    for _ in range(70):
+        deep = [deep]
+    folder = put_adapter(tmp_path / "s", lora(), LORA | {"auto_mapping": {"a": deep}})
+    refuses(folder, BadFileError, "what a packed file tells of it makes no sense: config is", tmp_path)
+
+
 def test_a_packed_file_is_not_packed_again(tmp_path):
     source = tmp_path / "x.paring.safetensors"
     CASES["lora_rank_1"](source)
@@ -321,8 +330,12 @@ def test_an_output_that_is_the_input_or_exists(tmp_path):
     with pytest.raises(OutputError, match="is an input"):
         compress(source, tmp_path / "link", overwrite=True, **QUICK)
     (tmp_path / "link").unlink()
+    with pytest.raises(OutputError, match="is an input"):
+        compress(source, source / "adapter_config.json", overwrite=True, **QUICK)
+    (source / "README.md").write_text("mine")
     with pytest.raises(OutputError, match="exists: add --overwrite"):
-        compress(source, source / "adapter_config.json", **QUICK)
+        compress(source, source / "README.md", **QUICK)
+    (source / "README.md").unlink()
     with pytest.raises(OutputError, match="is not a folder"):
         compress(source, source / "adapter_config.json" / "x.safetensors", **QUICK)
     assert snapshot(tmp_path) == before

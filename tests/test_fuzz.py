@@ -134,12 +134,10 @@ def with_manifest(raw, rng, path):
     else:
         facts.pop("config", None)  # what is in there means something to adapters, not to the format
         facts = mutate(facts, rng)
-    blobs["manifest"] = manifest.dump(facts)
-    if rng.random() < 0.1:
-        inflated = damage(json.dumps(facts).encode(), rng)
-        deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=manifest.DICTIONARY)
-        body = deflate.compress(inflated) + deflate.flush()
-        blobs["manifest"] = zlib.crc32(body).to_bytes(4, "little") + body
+    text = json.dumps(facts).encode()  # manifest.dump would refuse some of it
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=manifest.DICTIONARY)
+    body = deflate.compress(damage(text, rng) if rng.random() < 0.1 else text) + deflate.flush()
+    blobs["manifest"] = zlib.crc32(body).to_bytes(4, "little") + body
     header, end = {"__metadata__": opened.container.metadata}, 0
     for name, blob in blobs.items():
         blobs[name] = blob + bytes(-len(blob) % 8)

@@ -49,6 +49,12 @@ def test_decodes_by_the_page_alone(name):
     assert told == found
 
 
+def test_values_around_one_are_rounded_once():
+    step = 2**-7  # of bf16 above one; below it is half of that
+    expected = np.array([1 + step, 1, 1 - step / 2, 1 + step, 1 + step, 1, 1, 1 - step / 2, 1, 1 + step])
+    assert (open_source(path_of("ia3_bf16_rounded_once")).read("ia3_l").f32() == expected).all()
+
+
 def test_what_the_page_pins():
     page = (FOLDER.parents[1] / "docs" / "format.md").read_text()
     assert len(DICTIONARY) == 2674
@@ -73,8 +79,9 @@ def test_goldens_cover_the_format():
                 *(spec.dtype for spec in held.specs),
                 *(f"as {spec.stored_as}" for spec in held.specs),
             }
-            used |= {"ones"} if any(spec.ones for spec in held.specs) else set()
+            used |= {f"ones {spec.dtype}" for spec in held.specs if spec.ones}
             if held.codec == "ternary":
                 used |= {opened.planes(spec.name).layout for spec in held.specs if not spec.ones}
-    expected = {"ternary", "bytes", "ones", "as F16", "whole", "rows", "columns"}
+    ones = {f"ones {dtype}" for dtype in ("F32", "F16", "BF16")}
+    expected = {"ternary", "bytes", "as F16", "whole", "rows", "columns"} | ones
     assert expected | {"F64", "F32", "F16", "BF16", "I64", "U16", "BOOL"} <= used
