@@ -8,15 +8,19 @@ refuses only the tensors that need it. ``docs/format.md`` is the specification.
 from __future__ import annotations
 
 import os
+import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from paring import codecs, manifest
-from paring.checkpoint import Checkpoint, TensorInfo, digest, open_checkpoint
+from paring.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from paring.codecs import ternary
 from paring.codecs.ternary import Ternary
 from paring.dtypes import FLOATS, STORAGE, Stored, itemsize, numel
@@ -24,10 +28,12 @@ from paring.errors import BadFileError, UnsupportedError
 from paring.packing import FORMAT, MANIFEST, VERSION, Spec, padded
 from paring.safetensors_io import MAX_AXES, raw_bytes
 
+_BATCH = 32 << 20  # bytes; tensors of a shared payload are decoded and kept in batches of about this size
+_KEPT = 2  # batches: modules often alternate between coded factors and carried scalars
 _MOST_ELEMENTS = 1 << 60  # of a tensor, empty axes left out: sizes in bytes then fit 63 bits
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Held:
     """One payload: its container entry, codec, checksum, bytes, and the tensors in it."""
 
@@ -39,12 +45,23 @@ class Held:
     specs: tuple[Spec, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """Tensors of one payload that are decoded together: numbers in ``held.specs``."""
+
+    held: Held
+    numbers: tuple[int, ...]
+
+
 @dataclass(eq=False)
 class Packed(Checkpoint):
     """An open packed file. ``tensors`` and ``metadata`` are those of what it decodes to; ``nbytes`` is its
     own size.
 
     ``facts`` is the manifest, ``digest_recorded`` the canonical digest of the decoded tensors as written.
+
+    Tensors that share a payload are decoded some 32 MiB at once, and the last two such batches are kept: who
+    reads name by name, in whatever order, does not decode a payload again for each of its tensors.
     """
 
     container: Checkpoint = field(kw_only=True)
@@ -53,13 +70,30 @@ class Packed(Checkpoint):
     digest_recorded: str = field(kw_only=True)
     threads: int = 1
 
+    def __post_init__(self) -> None:
+        self._batches = [batch for held in self.payloads for batch in _batches(held)]
+        self._places = {
+            batch.held.specs[number].name: (batch, at)
+            for batch in self._batches
+            for at, number in enumerate(batch.numbers)
+        }
+        self._lock = threading.Lock()
+        self._decode_kept = lru_cache(maxsize=_KEPT)(self._decode)
+        self._payload_kept = lru_cache(maxsize=1)(self.payload)
+
     def read(self, name: str) -> Stored:
-        """Decode one tensor, in the dtype of the source. Reads only its payload and decodes only its
-        blocks."""
-        return next(self.read_all([name]))[1]
+        """Decode one tensor, in the dtype of the source; read-only. Reads only its payload.
+
+        Raises KeyError for an unknown name, and what :meth:`read_all` raises.
+        """
+        batch, at = self._places[name]
+        if len(batch.numbers) == 1:
+            return self._decode(batch)[0]
+        with self._lock:  # so that threads wait for one decoding rather than hold several
+            return self._decode_kept(batch)[at]
 
     def read_all(self, names: list[str] | None = None) -> Iterator[tuple[str, Stored]]:
-        """Decode many tensors, payload by payload.
+        """Decode many tensors, payload by payload; keeps none of them.
 
         Raises BadFileError for damage, naming the payload, and UnsupportedError for a codec of a newer
         paring.
@@ -67,34 +101,43 @@ class Packed(Checkpoint):
         wanted = set(self.tensors if names is None else names)
         if unknown := wanted - self.tensors.keys():
             raise KeyError(min(unknown))
-        for held in self.payloads:
-            select = [i for i, spec in enumerate(held.specs) if spec.name in wanted]
-            if select:
-                codec = self._codec(held)
-                shapes, dtypes = (
-                    [spec.shape for spec in held.specs],
-                    [spec.payload_dtype for spec in held.specs],
-                )
-                parts = codec.decode(self.payload(held), shapes, dtypes, select, self.threads)
-                for i, part in zip(select, parts, strict=True):
-                    yield held.specs[i].name, held.specs[i].finish(part)
-
-    def digest(self) -> str:
-        """The canonical digest of what this file decodes to, payload by payload."""
-        return digest(self.read_all())
+        for batch in self._batches:
+            held = batch.held
+            chosen = tuple(number for number in batch.numbers if held.specs[number].name in wanted)
+            if chosen:
+                found = [held.specs[number].name for number in chosen]
+                yield from zip(found, self._decode(_Batch(held, chosen)), strict=True)
 
     def planes(self, name: str) -> Ternary:
-        """One tensor as bit planes and scales, not dequantised. Raises UnsupportedError for other codecs."""
-        held, index = next(
-            (held, i) for held in self.payloads for i, spec in enumerate(held.specs) if spec.name == name
-        )
-        if held.codec != ternary.ID or held.specs[index].ones:
+        """One tensor as bit planes and scales, not dequantised. Raises KeyError for an unknown name,
+        UnsupportedError for other codecs.
+        """
+        batch, at = self._places[name]
+        held, number = batch.held, batch.numbers[at]
+        if held.codec != ternary.ID or held.specs[number].ones:
             raise UnsupportedError(
                 f"{self.path}: {name} is not held as plain ternary planes but as {held.codec}"
             )
         codec = self._codec(held)
-        found: Ternary = codec.planes(self.payload(held), [spec.shape for spec in held.specs], index)
+        found: Ternary = codec.planes(self.payload(held), [spec.shape for spec in held.specs], number)
         return found
+
+    def close(self) -> None:
+        """Let go of what was kept for the next read."""
+        super().close()
+        self._decode_kept.cache_clear()
+        self._payload_kept.cache_clear()
+
+    def _decode(self, batch: _Batch) -> list[Stored]:
+        """The tensors of a batch, read-only."""
+        held = batch.held
+        codec = self._codec(held)
+        # a payload of several batches is read and checked once for all of them
+        several = len(batch.numbers) < len(held.specs)
+        raw = self._payload_kept(held) if several else self.payload(held)
+        shapes, dtypes = [spec.shape for spec in held.specs], [spec.payload_dtype for spec in held.specs]
+        parts = codec.decode(raw, shapes, dtypes, batch.numbers, self.threads)
+        return [_sealed(held.specs[i].finish(part)) for i, part in zip(batch.numbers, parts, strict=True)]
 
     def config(self, filename: str) -> dict[str, Any] | None:
         """The adapter's configuration as packed; None for any other file."""
@@ -153,8 +196,30 @@ def open_packed(container: Checkpoint, threads: int = 1) -> Packed:
         ) from None
     return Packed(
         container.path, container.files, tensors, facts.get("metadata", {}), container.nbytes,
-        container=container, facts=facts, payloads=payloads, digest_recorded=recorded, threads=threads,
+        index=container.index, container=container, facts=facts, payloads=payloads,
+        digest_recorded=recorded, threads=threads,
     )  # fmt: skip
+
+
+def _sealed(tensor: Stored) -> Stored:
+    data = np.asarray(tensor.data).view()
+    data.flags.writeable = False
+    return Stored(tensor.dtype, data)
+
+
+def _batches(held: Held) -> Iterator[_Batch]:
+    """The tensors of a payload in runs that decode to at most ``_BATCH`` bytes, a larger one alone."""
+    run: list[int] = []
+    size = 0
+    for number, spec in enumerate(held.specs):
+        nbytes = numel(spec.shape) * max(itemsize(spec.dtype), itemsize(spec.payload_dtype))
+        if run and size + nbytes > _BATCH:
+            yield _Batch(held, tuple(run))
+            run, size = [], 0
+        run.append(number)
+        size += nbytes
+    if run:
+        yield _Batch(held, tuple(run))
 
 
 def _contents(

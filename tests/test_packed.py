@@ -1,7 +1,9 @@
 """What is packed is what is read, whatever its names, shapes and dtypes; each part has its guard."""
 
 import json
+import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paring import manifest
+from paring import codecs, manifest, packed, packing
 from paring.api import compress, inspect, verify
 from paring.checkpoint import digest, open_checkpoint, write_safetensors
 from paring.codecs import stored, ternary
@@ -84,11 +86,9 @@ def write(image, path):
 
 def plain(tensor):
     # a zero times a negative scale is +0 in the format
-    return (
-        tensor.dtype,
-        tensor.shape,
-        (tensor.data + 0 if tensor.dtype in ("F64", "F32", "F16") else tensor.data).tobytes(),
-    )
+    with np.errstate(invalid="ignore"):  # of a signalling NaN
+        data = tensor.data + 0 if tensor.dtype in ("F64", "F32", "F16") else tensor.data
+    return tensor.dtype, tensor.shape, data.tobytes()
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +130,95 @@ def test_large_codings_get_payloads_of_their_own(folder):
     ).all()
     with pytest.raises(UnsupportedError, match="not held as plain ternary"):
         opened.planes("__metadata__")
-    with pytest.raises(KeyError):
-        opened.read("missing")
+    for look in (opened.read, opened.planes, lambda name: list(opened.read_all([name]))):
+        with pytest.raises(KeyError):
+            look("missing")
+
+
+# --- no more work than there is
+
+
+def many(count=40):
+    """An image of coded and carried tensors, each kind in a payload of its own, and its names by turns."""
+    rng = np.random.default_rng(3)
+    coded = [
+        (Spec(f"{i}.a", "F32", (50, 9)), from_trits(rng.integers(-1, 2, (50, 9), np.int8), 0.5))
+        for i in range(count)
+    ]
+    kept = [(Spec(f"{i}.b", "I32", (3,)), Stored("I32", np.full(3, i, np.int32))) for i in range(count)]
+    image = Image([*ternary_payloads(coded), *stored_payloads(kept)], {})
+    return image, [f"{i}.{kind}" for i in range(count) for kind in "ab"]
+
+
+def count_calls(monkeypatch, owner, name):
+    calls = []
+    real = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args, **rest: calls.append(args) or real(*args, **rest))
+    return calls
+
+
+def test_reading_name_by_name_decodes_a_payload_once(folder, monkeypatch):
+    image, names = many()
+    opened = write(image, folder / "many.safetensors")
+    expected = {name: plain(tensor) for name, tensor in opened.read_all()}
+    decoded = [count_calls(monkeypatch, codec, "decode") for codec in (ternary, stored)]
+    for name in names:
+        found = opened.read(name)
+        assert plain(found) == expected[name]
+        with pytest.raises(ValueError, match="read-only"):
+            found.data[...] = 0
+    assert opened.digest() == opened.digest_recorded
+    assert [len(calls) for calls in decoded] == [1, 1]
+    opened.close()
+    opened.read(names[0])
+    assert len(decoded[0]) == 2
+
+
+def test_a_large_payload_is_decoded_in_batches_and_checked_once(folder, monkeypatch):
+    image, names = many()
+    monkeypatch.setattr(packed, "_BATCH", 10 * 50 * 9 * 4)
+    opened = write(image, folder / "many.safetensors")
+    expected = {name: plain(tensor) for name, tensor in image.decoded()}
+    decoded = [count_calls(monkeypatch, codec, "decode") for codec in (ternary, stored)]
+    checked = count_calls(monkeypatch, packed.zlib, "crc32")
+    assert {name: plain(opened.read(name)) for name in names} == expected
+    assert [len(calls) for calls in decoded] == [4, 1]
+    assert len(checked) == 2
+    assert {name: plain(tensor) for name, tensor in opened.read_all()} == expected
+    assert dict(opened.read_all(["7.a", "39.a"])).keys() == {"7.a", "39.a"}
+    assert opened.digest() == opened.digest_recorded
+
+
+def test_several_threads_read_the_same(folder):
+    image, names = many()
+    opened = write(image, folder / "many.safetensors")
+    expected = {name: plain(tensor) for name, tensor in image.decoded()}
+    with ThreadPoolExecutor(4) as pool:
+        assert dict(zip(names, map(plain, pool.map(opened.read, names)), strict=True)) == expected
+
+
+def test_a_budget_reads_carried_payloads_once(monkeypatch):
+    kept = [(Spec("x", "U8", (OWN_PAYLOAD + 1,)), Stored("U8", np.zeros(OWN_PAYLOAD + 1, np.uint8)))]
+    carried = stored_payloads(kept)
+    monkeypatch.setattr(Image, "entries", None)
+    checked = count_calls(monkeypatch, packing.zlib, "crc32")
+    assert len({Image(carried, {"error": trial / 8}).nbytes for trial in range(8)}) >= 1
+    assert sum(args[0] is carried[0].data for args in checked) == 1
+
+
+def test_codecs_are_found_by_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(codecs, "__path__", [*codecs.__path__, str(tmp_path)])
+    (tmp_path / "other.py").write_text("ID = 'vector'\nVERSION = 3\n")
+    (tmp_path / "_shared.py").write_text("")
+    codecs._known.cache_clear()
+    try:
+        found = codecs.find("vector", 3)
+        assert found is not None and found.__name__ == "paring.codecs.other"
+        assert codecs.find("ternary", 1) is ternary and codecs.find("bytes", 1) is stored
+        assert all(codecs.find(*odd) is None for odd in (("vector", 2), ("other", 3), ("..errors", 1)))
+    finally:
+        codecs._known.cache_clear()
+        sys.modules.pop("paring.codecs.other", None)
 
 
 # --- files that were tampered with
@@ -146,7 +233,7 @@ def sample(folder):
     path = folder / "sample.safetensors"
     image = Image([*ternary_payloads(items), *stored_payloads(kept)], {"tool": "t"})
     opened = write(image, path)
-    return path, json.loads(json.dumps(dict(opened.facts))), dict(image.entries)
+    return path, json.loads(json.dumps(dict(opened.facts))), dict(image.entries())
 
 
 def rewrite(path, facts, entries, metadata=None):
@@ -245,11 +332,20 @@ NONSENSE = [
     ("recipe", []),
     ("source", {"name": "../../etc/passwd", "bytes": 1, "sha256": ""}),
     ("source", {"name": "..", "bytes": 1, "sha256": ""}),
+    ("source", {"name": "a\\b", "bytes": 1, "sha256": ""}),
+    ("source", {"name": "a\0b", "bytes": 1, "sha256": ""}),
+    ("source", {"name": "", "bytes": 1, "sha256": ""}),
     ("source", {"name": "a", "bytes": 0, "sha256": ""}),
+    ("source", {"name": "a", "bytes": 1 << 53, "sha256": ""}),
     ("source", 3),
     ("error", "small"),
     ("error", 10**400),
+    ("error", -0.5),
     ("modules", {"error": [0.5]}),
+    ("modules", {"error": [10**400]}),
+    ("modules", {"nonzero": [1 << 53]}),
+    ("modules", {"nonzero": [-1]}),
+    ("rounded", {"a": 1e300}),
     ("modules", [1]),
     ("dropped", [1]),
     ("method", 4),
@@ -304,12 +400,41 @@ def test_a_manifest_is_bounded_and_whole():
             manifest.load(raw, "x")
 
 
-def test_deep_configuration_is_refused():
+def nested(depth):
     deep = []
-    for _ in range(200):
+    for _ in range(depth):
         deep = [deep]
+    return deep
+
+
+def test_deep_configuration_is_refused():
     with pytest.raises(BadFileError, match="config"):
-        manifest.load(manifest.dump({"config": {"a": deep}}), "x")
+        manifest.load(manifest.dump({"config": {"a": nested(200)}}), "x")
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"config": {"a": nested(64)}}, "config is"),
+        ({"recipe": {"a": nested(100_000)}}, "recipe is"),
+        ({"later": nested(100_000)}, "cannot be put"),
+        ({"config": {"a": ["\ud800"]}}, "cannot be put"),
+        ({"config": {"a": float("inf")}}, "cannot be put"),
+        ({"source": {"name": "a/b", "bytes": 1, "sha256": ""}}, "source is"),
+        ({"error": float("nan")}, "error is"),
+        ({"metadata": {"a": "x" * manifest.MAX_MANIFEST}}, "more than the 32000000"),
+    ],
+)
+def test_facts_are_checked_before_they_are_packed(facts, words):
+    with pytest.raises(BadFileError, match=f"^src: what is told .*{words}"):
+        manifest.check(facts, "src: what is told")
+
+
+def test_what_is_checked_is_read_back():
+    source = {"name": "lora:v1.safetensors", "bytes": (1 << 53) - 1, "sha256": "0"}
+    facts = {"config": {"a": nested(62)}, "source": source, "error": 0.5, "rounded": {"größe": 0}}
+    manifest.check(facts, "x")
+    assert manifest.load(manifest.dump(facts), "x") == facts
 
 
 def test_entries_of_another_size_or_dtype_are_refused(folder):
@@ -343,7 +468,7 @@ def test_a_scale_too_large_for_its_dtype_is_refused(folder):
     opened = write(image, path)
     facts = {**opened.facts, "specs": [["F16", [4]]]}
     with pytest.raises(BadValueError, match="too large for F16"):
-        open_source(rewrite(path, facts, dict(image.entries))).read("a")
+        open_source(rewrite(path, facts, dict(image.entries()))).read("a")
     odd = Payload("x", stored.ID, 1, b"", (Spec("a", "F32", (4,)),))
     with pytest.raises(BadFileError):
         Image([odd], {}).decoded()
