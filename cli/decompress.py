@@ -34,3 +34,5 @@ def command(
             f"[bold]{common.short(packed)}[/] decoded to [bold]{common.short(output)}[/]\n{sizes}{lost}, "
             f"{report.seconds:.1f} s"
         )
+        for text in report.warnings:
+            common.warn(text)

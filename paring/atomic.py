@@ -18,7 +18,7 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -60,16 +60,18 @@ def atomic_file(path: str | Path, overwrite: bool = False) -> Iterator[BinaryIO]
 
 
 @contextmanager
-def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(
+    path: str | Path, overwrite: bool = False, replaceable: Collection[str] | None = None
+) -> Iterator[Path]:
     """Write the folder ``path`` whole or not at all: yields an empty folder beside it to fill.
 
     A folder that exists and holds anything is refused, or with ``overwrite`` replaced as a whole: it is moved
-    aside, moved back if the new one cannot take its place, and removed once that has. Raises OutputError.
+    aside, moved back if the new one cannot take its place, and removed once that has. ``replaceable`` names
+    the files that it may hold for that; one that holds anything else is refused. Raises OutputError.
     """
     path = _target(path)
-    if not _is_empty_folder(path):
-        _refuse_existing(path, overwrite, stat.S_ISDIR, "a folder")
-        _refuse_home(path)
+    with _reporting(path):
+        _refuse_folder(path, overwrite, replaceable)
     with _reserved(path) as partial:
         with _reporting(path):
             partial.mkdir()
@@ -81,7 +83,7 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
                     for name in names:
                         _sync(Path(folder, name))
                     _sync(Path(folder))
-                _publish_folder(partial, path, overwrite)
+                _publish_folder(partial, path, overwrite, replaceable)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -89,13 +91,11 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
 def refuse_same_file(output: str | Path, inputs: Iterable[str | Path]) -> None:
     """Raise OutputError when ``output`` is one of ``inputs`` under any name, or a folder that holds one.
 
-    A folder among ``inputs`` does not stand for the files in it: pass those as well (``Checkpoint.files``).
+    A folder among ``inputs`` does not stand for the files in it: pass those as well (``Checkpoint.inputs``).
     """
     output = Path(output)
-    if not output.exists():
-        return
     for source in map(Path, inputs):
-        if not source.exists():
+        if not output.exists() or not source.exists():
             continue
         if output.samefile(source):
             raise OutputError(f"{output} is an input, and inputs are never changed: choose another -o")
@@ -140,18 +140,23 @@ def _refuse_existing(path: Path, overwrite: bool, fits: Callable[[int], bool], k
 
 
 def _is_empty_folder(path: Path) -> bool:
-    try:
-        return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
-    except OSError:
-        return False
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
-def _refuse_home(path: Path) -> None:
-    """Replacing a folder removes it: never the one the user stands in or lives in."""
+def _refuse_folder(path: Path, overwrite: bool, replaceable: Collection[str] | None) -> None:
+    """Replacing a folder removes it: never where the user stands or lives, nor what is not written anew."""
+    if not os.path.lexists(path) or _is_empty_folder(path):
+        return
+    _refuse_existing(path, overwrite, stat.S_ISDIR, "a folder")
     here = path.resolve()
     for kept in (Path.cwd(), Path.home()):
         if here == kept.resolve() or here in kept.resolve().parents:
             raise OutputError(f"{path} holds {kept}, which is never replaced: choose another -o")
+    if replaceable is None or path.is_symlink():  # of a link, only the link is removed
+        return
+    for found in sorted(path.iterdir()):
+        if found.name not in replaceable or (found.is_dir() and not found.is_symlink()):
+            raise OutputError(f"{path} also holds {found.name}, which would be lost: choose another -o")
 
 
 @contextmanager
@@ -249,9 +254,9 @@ def _publish_file(partial: Path, path: Path, overwrite: bool) -> None:
     _sync(path.parent)
 
 
-def _publish_folder(partial: Path, path: Path, overwrite: bool) -> None:
+def _publish_folder(partial: Path, path: Path, overwrite: bool, replaceable: Collection[str] | None) -> None:
     if os.path.lexists(path) and not _is_empty_folder(path):
-        _refuse_existing(path, overwrite, stat.S_ISDIR, "a folder")
+        _refuse_folder(path, overwrite, replaceable)
         old = partial.with_suffix(".old")
         path.rename(old)
         try:

@@ -50,9 +50,10 @@ _LATER_NAMES = ("adapter_model.bin", "pytorch_model.bin", "pytorch_model.bin.ind
 class Checkpoint:
     """An open checkpoint; iterates over the names of its tensors, by file and then by offset.
 
-    ``files`` hold the tensors (not the index), ``nbytes`` is their size as stored. ``metadata`` joins that
-    of all files, the first file's word standing where two differ. ``others`` names what a PyTorch file holds
-    beside tensors; nothing of that is read. Reading is safe from several threads.
+    ``files`` hold the tensors, ``index`` names them where there are shards, ``nbytes`` is the tensor files'
+    size as stored. ``metadata`` joins that of all files, the first file's word standing where two differ.
+    ``others`` names what a PyTorch file holds beside tensors; nothing of that is read. Reading is safe from
+    several threads.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Checkpoint:
     metadata: dict[str, str]
     nbytes: int
     others: tuple[str, ...] = ()
+    index: Path | None = None
     _states: dict[Path, tuple[int, int]] = field(default_factory=dict, repr=False)
     _mapped: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
@@ -83,8 +85,19 @@ class Checkpoint:
 
         Raises BadFileError when it is not sound JSON, gives a key twice or is larger than ``MAX_CONFIG``.
         """
-        path = (self.path if self.path.is_dir() else self.path.parent) / filename
+        path = self._beside(filename)
         return read_json(path, MAX_CONFIG) if path.exists() else None
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Every file that this checkpoint is made of, none of which may be an output: those of the tensors,
+        the index, the adapter's configuration.
+        """
+        rest = (self.index, self._beside("adapter_config.json"))
+        return (*self.files, *(path for path in rest if path is not None and path.exists()))
+
+    def _beside(self, filename: str) -> Path:
+        return (self.path if self.path.is_dir() else self.path.parent) / filename
 
     def close(self) -> None:
         """Let go of mapped files; tensors of PyTorch files can no longer be read."""
@@ -195,7 +208,7 @@ def _find(folder: Path) -> Path:
 def _open_file(file: Path) -> Checkpoint:
     if file.suffix in SUFFIXES:
         infos, mapped, others, state = open_torch_file(file)
-        return Checkpoint(file, (file,), infos, {}, state[0], others, {file: state}, mapped)
+        return Checkpoint(file, (file,), infos, {}, state[0], others, _states={file: state}, _mapped=mapped)
     contents = read_contents(file)
     infos = {info.name: info for info in contents.tensors}
     return Checkpoint(
@@ -211,7 +224,7 @@ def _open_index(index: Path) -> Checkpoint:
     if not weight_map:
         raise BadFileError(f"{index}: weight_map names no tensors")
     shards = {name: _locate_shard(index, name) for name in sorted(set(weight_map.values()))}
-    whole = Checkpoint(index, tuple(shards.values()), {}, {}, 0)
+    whole = Checkpoint(index, tuple(shards.values()), {}, {}, 0, index=index)
     for file in shards.values():
         part = _open_file(file)
         for name in part:

@@ -1,18 +1,21 @@
-"""Packed file in, ordinary adapter or checkpoint out; decoded and written tensor by tensor."""
+"""Packed file in, ordinary adapter or checkpoint out; decoded, written and read again tensor by tensor."""
 
 from __future__ import annotations
 
 import json
+import os
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from paring import atomic
+from paring.checkpoint import open_checkpoint
 from paring.dtypes import FLOATS, Stored, from_f32, itemsize, numel
-from paring.errors import OptionError, UnsupportedError
+from paring.errors import BadFileError, OptionError, UnsupportedError
 from paring.packed import Packed, open_source
 from paring.report import Report, peak_rss_bytes
-from paring.safetensors_io import write_safetensors
+from paring.safetensors_io import raw_bytes, write_safetensors
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -24,8 +27,10 @@ def run(
     """Decode ``source`` to ``output``: a file when that ends in .safetensors, else a folder with its
     configuration.
 
-    ``dtype`` (fp64, fp32, fp16, bf16) is for the floating-point tensors; None keeps each one's own. Raises
-    OptionError, UnsupportedError for a file that is not packed, BadFileError, OutputError.
+    ``dtype`` (fp64, fp32, fp16, bf16) is for the floating-point tensors; None keeps each one's own. A folder
+    is replaced only when it holds nothing but the files that are written. Raises OptionError,
+    UnsupportedError for a file that is not packed, BadFileError for damage and for tensors that are not those
+    that were packed, BadValueError for a value too large for ``dtype``, OutputError.
     """
     started = time.perf_counter()
     wanted = parse_dtype(dtype)
@@ -33,19 +38,23 @@ def run(
     if not isinstance(opened, Packed):
         raise UnsupportedError(f"{source} is not a packed file: there is nothing to decompress")
     target = Path(output)
-    atomic.refuse_same_file(target, [source, *opened.files])
-
-    def of(own: str) -> str:
-        return wanted if wanted and own in FLOATS else own
-
-    layout = [(info.name, of(info.dtype), info.shape) for info in opened.tensors.values()]
-    stream = (_cast(name, tensor, of(tensor.dtype)) for name, tensor in opened.read_all())
-    nbytes = sum(numel(shape) * itemsize(kind) for _, kind, shape in layout)
+    atomic.refuse_same_file(target, [source, *opened.inputs])
+    config = opened.config(CONFIG)
+    warnings = []
     if target.suffix == ".safetensors":
-        write_safetensors(target, stream, opened.metadata, layout=layout, overwrite=overwrite)
-        written = target.stat().st_size
+        atomic.refuse_existing(target, overwrite)
+        written = _write(opened, target, wanted, overwrite)
+        if config is not None:
+            warnings.append(f"{CONFIG} was not written: give -o the name of a folder to have it, too")
     else:
-        written = _write_folder(opened, target, stream, layout, nbytes, overwrite)
+        name = _file_name(opened) if config is None else WEIGHTS
+        names = (name,) if config is None else (name, CONFIG)
+        atomic.check_room(target, _nbytes(opened, wanted))
+        with atomic.atomic_folder(target, overwrite, replaceable=names) as folder:
+            written = _write(opened, folder / name, wanted)
+            if config is not None:
+                text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+                (folder / CONFIG).write_text(text, encoding="utf-8")
     return Report(
         command="decompress",
         inputs=[str(source)],
@@ -54,38 +63,58 @@ def run(
         bytes_in=opened.nbytes,
         bytes_out=written,
         error=opened.facts.get("error"),
+        warnings=warnings,
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
         device="cpu",
     )
 
 
-def _write_folder(
-    opened: Packed,
-    target: Path,
-    stream: Iterator[tuple[str, Stored]],
-    layout: list[tuple[str, str, tuple[int, ...]]],
-    nbytes: int,
-    overwrite: bool,
-) -> int:
-    config = opened.config(CONFIG)
-    name = (
-        WEIGHTS if config else Path(opened.facts.get("source", {}).get("name", WEIGHTS)).stem + ".safetensors"
-    )
-    atomic.check_room(target, nbytes)
-    with atomic.atomic_folder(target, overwrite) as folder:
-        write_safetensors(folder / name, stream, opened.metadata, layout=layout)
-        if config:
-            (folder / CONFIG).write_text(
-                json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-            )
-        return (folder / name).stat().st_size
+def _write(opened: Packed, path: Path, dtype: str | None, overwrite: bool = False) -> int:
+    """Write all tensors to ``path``; returns its size. What decodes is checked before, the file after."""
+    if opened.digest() != opened.digest_recorded:
+        raise BadFileError(
+            f"{opened.path} is damaged: it does not decode to the tensors that were packed (their digest "
+            "differs): get the file again"
+        )
+    sums: dict[str, int] = {}
+
+    def stream() -> Iterator[tuple[str, Stored]]:
+        for name, tensor in opened.read_all():
+            tensor = _cast(name, tensor, _dtype(tensor.dtype, dtype))
+            sums[name] = zlib.crc32(raw_bytes(tensor))
+            yield name, tensor
+
+    def check(partial: Path) -> None:
+        with open_checkpoint(partial) as again:
+            for name, expected in sums.items():
+                if zlib.crc32(raw_bytes(again.read(name))) != expected:
+                    raise BadFileError(f"{path}: {name} does not read back as written; is the disk sound?")
+
+    layout = [(info.name, _dtype(info.dtype, dtype), info.shape) for info in opened.tensors.values()]
+    write_safetensors(path, stream(), opened.metadata, layout=layout, overwrite=overwrite, check=check)
+    return path.stat().st_size
 
 
-def _cast(name: str, tensor: Stored, dtype: str) -> tuple[str, Stored]:
+def _nbytes(opened: Packed, dtype: str | None) -> int:
+    """Bytes of all tensors as they will be written."""
+    return sum(numel(info.shape) * itemsize(_dtype(info.dtype, dtype)) for info in opened.tensors.values())
+
+
+def _dtype(own: str, wanted: str | None) -> str:
+    return wanted if wanted and own in FLOATS else own
+
+
+def _file_name(opened: Packed) -> str:
+    """The name of the source, made to end in .safetensors."""
+    name = Path(opened.facts.get("source", {}).get("name", WEIGHTS)).stem + ".safetensors"
+    return name.replace(":", "_") if os.name == "nt" else name  # there it would name a drive or a stream
+
+
+def _cast(name: str, tensor: Stored, dtype: str) -> Stored:
     if tensor.dtype == dtype:
-        return name, tensor
-    return name, from_f32(tensor.data if tensor.dtype == "F64" else tensor.f32(), dtype, name)
+        return tensor
+    return from_f32(tensor.data if tensor.dtype == "F64" else tensor.f32(), dtype, name)
 
 
 _DTYPES = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "bf16": "BF16"}

@@ -210,6 +210,39 @@ def test_folders_that_must_not_be_replaced(tmp_path: Path, monkeypatch: pytest.M
     assert names(work) == ["x"]
 
 
+def test_a_folder_that_holds_more_is_not_replaced(tmp_path: Path) -> None:
+    def write(words: str, *late: str) -> None:
+        with atomic_folder(path, overwrite=True, replaceable=("a", "b")) as folder:
+            begun.append(words)
+            (folder / "a").write_text(words)
+            for name in late:
+                (path / name).touch()
+
+    begun: list[str] = []
+    path = tmp_path / "out"
+    write("1")
+    write("2")
+    (path / "b").touch()
+    write("3")
+    assert names(path) == ["a"]
+    with pytest.raises(OutputError, match="also holds c"):  # it came while the folder was written
+        write("4", "c")
+    with pytest.raises(OutputError, match="also holds c"):
+        write("5")
+    (path / "c").unlink()
+    (path / "b").mkdir()
+    with pytest.raises(OutputError, match="also holds b"):
+        write("6")
+    assert (path / "a").read_text() == "3" and names(tmp_path) == ["out"]
+    assert begun == ["1", "2", "3", "4"]
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "c").touch()
+    path = tmp_path / "link"
+    path.symlink_to("real")
+    write("7")  # replaces the link, not what it leads to
+    assert names(path) == ["a"] and names(tmp_path / "real") == ["c"]
+
+
 def test_a_folder_moved_aside_by_a_dead_run_comes_back(tmp_path: Path) -> None:
     put_folder(tmp_path / f".out.{'0' * 16}.old", "old")
     with pytest.raises(ValueError, match="stop"), atomic_folder(tmp_path / "out"):

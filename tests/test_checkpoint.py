@@ -18,9 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from paring.atomic import refuse_same_file
 from paring.checkpoint import digest, open_checkpoint, write_safetensors
 from paring.dtypes import Stored, from_f32
-from paring.errors import BadFileError, BadValueError, ParingError
+from paring.errors import BadFileError, BadValueError, OutputError, ParingError
 from tests.helpers import fill, layouts
 
 FEW = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -204,6 +205,22 @@ def test_a_folder_is_searched_in_order(tmp_path: Path) -> None:
     assert list(open_checkpoint(tmp_path)) == ["model"]
     write_safetensors(tmp_path / "adapter_model.safetensors", {"adapter": f32(1)})
     assert list(open_checkpoint(tmp_path)) == ["adapter"]
+
+
+def test_inputs_are_all_the_files_of_a_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    index(folder, shards(folder))
+    listed, config = folder / "model.safetensors.index.json", folder / "adapter_config.json"
+    for path in (folder, listed):
+        opened = open_checkpoint(path)
+        assert opened.inputs == (*opened.files, listed) and len(opened.files) == 2
+    config.write_text("{}")
+    for path in (folder, listed):
+        assert open_checkpoint(path).inputs == (*opened.files, listed, config)
+    assert open_checkpoint(opened.files[0]).inputs == (opened.files[0], config)
+    for path in open_checkpoint(folder).inputs:
+        with pytest.raises(OutputError, match="is an input"):
+            refuse_same_file(path, open_checkpoint(folder).inputs)
 
 
 def test_the_config_beside_a_checkpoint(tmp_path: Path) -> None:
