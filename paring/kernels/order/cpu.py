@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from paring.kernels.jit import jit
 from paring.kernels.order import F32, HIGH, LOW, Counts
 
 _Bits = npt.NDArray[np.uint32]
 
 
-@nb.njit(cache=True, nogil=True)
+@jit()
 def _high(bits: _Bits, counts: Counts) -> None:
     for i in range(bits.size):
         counts[(bits[i] & np.uint32(0x7FFFFFFF)) >> np.uint32(15)] += 1
 
 
-@nb.njit(cache=True, nogil=True)
+@jit()
 def _low(bits: _Bits, bucket: np.uint32, counts: Counts) -> None:
     for i in range(bits.size):
         key = bits[i] & np.uint32(0x7FFFFFFF)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from paring.kernels.jit import jit
 from paring.kernels.semidiscrete import (
     ALTERNATIONS,
     F64,
@@ -23,7 +23,7 @@ from paring.kernels.semidiscrete import (
 
 _LEVELS = STEPS_PER_RMS * TOP_RMS
 # sums may be reordered (vectorised); NaN and infinity never get here
-_njit = nb.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+_njit = jit(fastmath={"reassoc", "contract"})
 
 _Array = npt.NDArray[Any]
 

@@ -4,18 +4,17 @@ numba keeps what it compiled of ``cpu.py`` and ``decoder.py`` until those files 
 them when working here.
 """
 
-# mypy: disallow-untyped-decorators=False
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from paring.kernels.jit import jit
 from paring.kernels.ternary.tables import COUNT
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def popcount(x: Any) -> Any:
     """Ones of a uint64. LLVM knows this for a popcount, and makes vectors of it."""
     x = x - (x >> np.uint64(1) & np.uint64(0x5555555555555555))
@@ -24,7 +23,7 @@ def popcount(x: Any) -> Any:
     return x * np.uint64(0x0101010101010101) >> np.uint64(56)
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def ones(masks: Any, a: int, b: int) -> Any:
     """Ones of masks[a:b]."""
     first = min(a + 7 >> 3 << 3, b)

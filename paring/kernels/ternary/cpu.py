@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from paring.dtypes import STORAGE, from_f32
 from paring.errors import BadFileError
+from paring.kernels.jit import jit
 from paring.kernels.ternary import decoder, encoder, tables
 from paring.kernels.ternary.counting import popcount
 from paring.kernels.ternary.reference import BLOCK, Bytes
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def _threshold(x: Any, t: Any, mask: Any, sign: Any) -> None:
     whole = len(x) >> 3
     for i in range(whole):
@@ -47,7 +47,7 @@ def threshold(x: npt.NDArray[np.float32], t: float) -> tuple[Bytes, Bytes]:
     return mask, sign
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def _pack(trits: Any, mask: Any, sign: Any) -> None:
     for i in range(len(trits)):
         mask[i >> 3] |= np.uint8(trits[i] != 0) << (i & 7)
@@ -61,7 +61,7 @@ def pack(trits: npt.NDArray[np.int8]) -> tuple[Bytes, Bytes]:
     return mask, sign
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def _spread(mask: Any, sign: Any, values: Any, out: Any) -> None:
     for i in range(len(out)):
         j = i & 7
@@ -87,7 +87,7 @@ def dequantise(mask: Bytes, sign: Bytes, n: int, scale: float, dtype: str) -> np
     return out
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def _counts(mask_a: Any, sign_a: Any, mask_b: Any, sign_b: Any) -> Any:
     """Popcounts of: a, b, both, both with opposite signs."""
     a = b = both = opposite = np.uint64(0)
@@ -100,7 +100,7 @@ def _counts(mask_a: Any, sign_a: Any, mask_b: Any, sign_b: Any) -> Any:
     return a, b, both, opposite
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def _dot(mask_a: Any, sign_a: Any, mask_b: Any, sign_b: Any) -> Any:
     both = opposite = np.uint64(0)
     for i in range(len(mask_a)):

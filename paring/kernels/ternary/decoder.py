@@ -4,14 +4,13 @@ A block is copied into scratch that no block, damaged or not, can make the loops
 afterwards to have been used up exactly: the loops need no checks. ``reference.py`` says what a block is.
 """
 
-# mypy: disallow-untyped-decorators=False
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from paring.kernels.jit import jit
 from paring.kernels.ternary.counting import ones
 from paring.kernels.ternary.reference import BLOCK, LANES
 from paring.kernels.ternary.tables import COUNT, DEPOSIT
@@ -22,7 +21,7 @@ MOST = 2 * BLOCK - 1
 _LANES = np.array(LANES)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@jit(inline="always")
 def _step(slot: Any, words: Any, w: Any, x: Any) -> Any:
     """One symbol out of the state ``x``: the next state, the next word, the symbol. Free of branches."""
     low = x & np.uint64(4095)
@@ -34,7 +33,7 @@ def _step(slot: Any, words: Any, w: Any, x: Any) -> Any:
     return x, w + np.uint64(more), slot[low + np.uint64(8192)]
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def _run4(slot: Any, words: Any, w: Any, masks: Any, states: Any) -> Any:
     """Symbols of four lanes, lane 0 first, to ``masks`` (a multiple of 4); the next word."""
     x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
@@ -48,7 +47,7 @@ def _run4(slot: Any, words: Any, w: Any, masks: Any, states: Any) -> Any:
     return w
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def _run8(slot: Any, words: Any, w: Any, masks: Any, states: Any) -> Any:
     """Symbols of eight lanes, lane 0 first, to ``masks`` (a multiple of 8); the next word."""
     x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
@@ -68,7 +67,7 @@ def _run8(slot: Any, words: Any, w: Any, masks: Any, states: Any) -> Any:
     return w
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def _unescape(masks: Any, mark: int, raw: Any, end: int) -> int:
     """Replace each marker by the next escaped mask, found backwards from raw[end]; their begin or -1."""
     marker = np.uint8(mark)
@@ -86,7 +85,7 @@ def _unescape(masks: Any, mark: int, raw: Any, end: int) -> int:
     return end
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def _masks(data: Any, mode: int, pieces: Any, first: int, last: int, classes: Any, slots: Any, markers: Any,
            raw: Any, masks: Any, signs: Any) -> bool:  # fmt: skip
     """Decode a block's masks, and bring its sign bits together; False if it is damaged."""
@@ -144,7 +143,7 @@ def _masks(data: Any, mode: int, pieces: Any, first: int, last: int, classes: An
     return True
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def _fill_table(table: Any, plus: Any, minus: Any) -> None:
     """By mask nibble and the next four sign bits: four entries (256, 4)."""
     for m in range(16):
@@ -156,14 +155,14 @@ def _fill_table(table: Any, plus: Any, minus: Any) -> None:
                 left >>= one
 
 
-@njit(cache=True, nogil=True, inline="always")
+@jit(inline="always")
 def _window(signs: Any, bit: Any) -> Any:
     """32 bits or more of ``signs`` (uint32 words) from ``bit`` on: enough for four symbols."""
     at = np.uint64(bit >> 5)
     return (np.int64(signs[at]) | np.int64(signs[at + np.uint64(1)]) << 32) >> (bit & 31)
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def _quads16(masks: Any, signs: Any, bit: Any, table: Any, words: Any) -> Any:
     """Four symbols at a time to 16-bit entries, four of them a word of ``table`` (256,) and ``words``."""
     for i in range(len(masks) >> 2):
@@ -179,7 +178,7 @@ def _quads16(masks: Any, signs: Any, bit: Any, table: Any, words: Any) -> Any:
     return bit
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def _dense(masks: Any, a: int, n: int, signs: Any, bit: Any, table: Any, out: Any, at: int) -> Any:
     """Write the ``n`` entries from masks[a] on to out[at:], signs from ``bit`` on; the bit behind them."""
     wide = table.view(np.uint64)
@@ -209,7 +208,7 @@ def _dense(masks: Any, a: int, n: int, signs: Any, bit: Any, table: Any, out: An
     return bit
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def decode_dense(
     data: Any, starts: Any, index: Any, todo: Any, pieces: Any, firsts: Any, classes: Any, slots: Any,
     markers: Any, owner: Any, begins: Any, lengths: Any, targets: Any, values: Any, out: Any,
@@ -248,7 +247,7 @@ def decode_dense(
     return -1
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def decode_planes(
     data: Any, starts: Any, index: Any, todo: Any, pieces: Any, firsts: Any, classes: Any, slots: Any,
     markers: Any, owner: Any, begins: Any, targets: Any, mask: Any, sign: Any,
@@ -276,7 +275,7 @@ def decode_planes(
     return -1
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def _scratch() -> Any:
     """A coded block and what its words may be read beyond; the masks of a block; its sign bits."""
     return np.zeros(4 * BLOCK, np.uint8), np.zeros(BLOCK, np.uint8), np.zeros(BLOCK + 64, np.uint8)

@@ -1,13 +1,12 @@
 """The encoder of blocks as a numba loop over many of them in one call; ``reference.py`` says what it does."""
 
-# mypy: disallow-untyped-decorators=False
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from paring.kernels.jit import jit
 from paring.kernels.ternary.reference import BLOCK, LANES
 from paring.kernels.ternary.tables import COUNT, EXTRACT
 
@@ -15,7 +14,7 @@ _LANES = np.array(LANES)
 _KEEP = 2 * 65536  # a piece leaves the class of the one before it for two bits or more
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def _classify(mask: Any, a: int, b: int, before: int, costs: Any) -> int:
     counts = np.zeros(9, np.int64)
     for i in range(a, b):
@@ -34,7 +33,7 @@ def _classify(mask: Any, a: int, b: int, before: int, costs: Any) -> int:
     return before if before > 0 and stay <= least + _KEEP else best
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def _signs(mask: Any, sign: Any, a: int, b: int, out: Any) -> int:
     """Gather the sign bits of the ones of mask[a:b] into the bytes of ``out``, zeros behind; their number."""
     buffer, filled, at = 0, 0, 0
@@ -54,7 +53,7 @@ def _signs(mask: Any, sign: Any, a: int, b: int, out: Any) -> int:
     return 8 * at + filled
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def encode_blocks(
     mask: Any, sign: Any, pieces: Any, firsts: Any, costs: Any, table: Any, classes: Any, index: Any, out: Any
 ) -> int:
