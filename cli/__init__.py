@@ -60,6 +60,13 @@ def compress_main() -> None:
     _run(command, "compress")
 
 
+def merge_main() -> None:
+    """``merge``: the same as ``paring merge``."""
+    from paring.cli.merge import command
+
+    _run(command, "merge")
+
+
 def _run(command: click.Command, name: str) -> None:
     from paring.errors import OptionError, ParingError
 

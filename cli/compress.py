@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paring import registry
 from paring.cli import _common as common
+from paring.cli import _methods as methods
 from paring.errors import OptionError, ParingError
 
 if TYPE_CHECKING:
@@ -20,62 +20,11 @@ _ROWS = 8
 _BUDGETS = ("ratio", "error", "bits_per_param")
 
 
-class MethodCommand(click.Command):
-    """A command with the options of the method that ``--method`` names, read from its signature."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        chosen = _method_named(args)
-        known = {name for parameter in self.params for name in parameter.opts}
-        self.params = [*self.params, *(o for o in _method_options(chosen) if not known & set(o.opts))]
-        return super().parse_args(ctx, args)
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        own = [p for p in self.params if not p.name or not p.name.startswith(("method_", "preset_"))]
-        extra = [p for p in self.params if p not in own]
-        for title, params in (("Options", own), ("Options of the method", extra)):
-            records = [record for p in params if (record := p.get_help_record(ctx)) is not None]
-            if records:
-                with formatter.section(title):
-                    formatter.write_dl(records)
-
-
-def _method_named(args: list[str]) -> registry.Method:
-    """The method that the arguments ask for, before they are parsed."""
-    name = _DEFAULT
-    for i, arg in enumerate(args):
-        if arg == "--method" and i + 1 < len(args):
-            name = args[i + 1]
-        elif arg.startswith("--method="):
-            name = arg.partition("=")[2]
-    try:
-        return registry.load("compress", name)
-    except OptionError as error:
-        raise click.UsageError(str(error)) from None
-
-
-def _method_options(method: registry.Method) -> list[click.Option]:
-    flags = [
-        click.Option(
-            [f"--{name}", f"preset_{name}"],
-            is_flag=True,
-            help=f"The same as {common.recipe_text(dict(preset))}.",
-        )
-        for name, preset in method.presets.items()
-    ]
-    return [*flags, *map(_method_option, method.options.values())]
-
-
-def _method_option(option: registry.Option) -> click.Option:
-    kinds = [kind.__name__.upper() for kind in option.types if kind is not type(None)]
-    default = "" if option.default is None else f"  [default: {option.default}]"
-    return click.Option(
-        ["--" + option.name.replace("_", "-"), f"method_{option.name}"],
-        metavar="|".join([*option.choices, *kinds]),
-        help=option.help[:1].upper() + option.help[1:] + default,
-    )
-
-
-@click.command("compress", cls=MethodCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    "compress",
+    cls=methods.command("compress", _DEFAULT),
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
 @click.option("--ratio", type=float, metavar="R", help="Source bytes on disk over packed bytes, at least.")
 @click.option("--error", type=float, metavar="E", help="Relative error of the update, at most.")
@@ -119,7 +68,7 @@ def command(
     compress adapter_model.safetensors --ratio 20
     compress adapters/* --ratio 20 -o small/
     """
-    arguments = _arguments(given)
+    arguments = methods.arguments("compress", given)
     sources = [Path(adapter) for adapter in adapters]
     if len(sources) > 1 or (output is not None and Path(output).is_dir()) or (output or "").endswith("/"):
         return _many(sources, output, arguments, as_json, quiet, verbose)
@@ -129,19 +78,6 @@ def command(
     elif not quiet:
         _show(report, verbose)
     return 0
-
-
-def _arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """What :func:`paring.api.compress` takes, from what click found; options given beside a preset win."""
-    method = registry.load("compress", given["method"])
-    arguments = {key: value for key, value in given.items() if not key.startswith(("method_", "preset_"))}
-    for name, preset in method.presets.items():
-        if given.get(f"preset_{name}"):
-            arguments.update(preset)
-    options = {
-        key.removeprefix("method_"): value for key, value in given.items() if key.startswith("method_")
-    }
-    return {**arguments, **{key: value for key, value in options.items() if value is not None}}
 
 
 def _one(source: Path, output: Path | None, arguments: dict[str, Any], quiet: bool, verbose: bool) -> Report:

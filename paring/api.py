@@ -12,7 +12,7 @@ All errors raised on purpose are :class:`paring.errors.ParingError`. Nothing her
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,9 @@ from paring.budget import Budget
 from paring.checkpoint import Checkpoint
 from paring.dtypes import Stored
 from paring.errors import BadFileError, UnsupportedError
+from paring.merging import verb
+from paring.merging.plan import SHARD_BYTES
+from paring.merging.planning import Request
 from paring.packed import Packed, open_source
 from paring.plan import plan_compress, thread_count
 from paring.report import Inspection, Report, Verification
@@ -28,7 +31,7 @@ from paring.report import Inspection, Report, Verification
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["compress", "decompress", "inspect", "load", "load_into", "verify"]
+__all__ = ["compress", "decompress", "inspect", "load", "load_into", "merge", "verify"]
 
 PathLike = str | os.PathLike[str]
 _CONFIG = "adapter_config.json"
@@ -85,6 +88,49 @@ def decompress(
     return decompressing.run(
         Path(source), Path(output), dtype=dtype, overwrite=overwrite, threads=thread_count(threads)
     )
+
+
+def merge(
+    models: Sequence[PathLike],
+    output: PathLike,
+    *,
+    method: str = "linear",
+    base: PathLike | None = None,
+    into: PathLike | None = None,
+    weights: Sequence[float | Sequence[float]] | None = None,
+    scale: float = 1.0,
+    dtype: str | None = None,
+    missing: str = "refuse",
+    rank: int | str | None = None,
+    carried: str = "refuse",
+    shard_size: int = SHARD_BYTES,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+    device: str = "auto",
+    **options: Any,
+) -> Report:
+    """Merge checkpoints or adapters to ``output``: a file when that ends in .safetensors, else a folder.
+
+    ``weights`` is one number for each model, or several that are spread over the layers; ``base`` is what the
+    models were tuned from (needed by methods on deltas; not by adapters), ``scale`` multiplies the merged
+    delta. Adapters alone give an adapter, of as much rank as it needs or at most ``rank``; with ``into`` they
+    are folded into a base. ``dtype`` (fp64, fp32, fp16, bf16) is that of the result, by default the base's or
+    first model's. ``missing`` (refuse, copy) and ``carried`` (refuse, first, drop) say what becomes of
+    tensors that not all models have, or that are no factors. ``options`` are those of ``method``.
+
+    A run that was killed is taken up by the same call. Raises OptionError, UnsupportedError, BadFileError,
+    BadValueError (NaN, infinity), OutputError.
+    """
+    request = Request(
+        [os.fspath(model) for model in models], _text(base), _text(into), method, weights, (), scale, dtype,
+        missing, rank, carried, None, shard_size, options,
+    )  # fmt: skip
+    return verb.merge(request, output, overwrite=overwrite, dry_run=dry_run, threads=threads, device=device)
+
+
+def _text(path: PathLike | None) -> str | None:
+    return None if path is None else os.fspath(path)
 
 
 def inspect(path: PathLike) -> Inspection:

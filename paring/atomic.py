@@ -25,7 +25,7 @@ from typing import BinaryIO, cast
 
 from paring.errors import OutputError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SEALED = {errno.EROFS, errno.EACCES, errno.EPERM}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
@@ -40,19 +40,19 @@ def atomic_file(path: str | Path, overwrite: bool = False) -> Iterator[BinaryIO]
     appears while this one is written. Permissions follow the umask. Raises OutputError; errors of the body
     pass through, but for those that say that the disk is full.
     """
-    path = _target(path)
+    path = target_of(path)
     _refuse_existing(path, overwrite, stat.S_ISREG, "a regular file")
-    with _reserved(path) as partial:
-        with _reporting(path):
+    with reserved(path) as partial:
+        with reporting(path):
             file = cast(BinaryIO, partial.open("x+b"))
         try:
-            with _reporting(path, only=_FULL):
+            with reporting(path, only=FULL):
                 yield file
-            with _reporting(path):
+            with reporting(path):
                 file.flush()
                 os.fsync(file.fileno())
                 file.close()
-                _publish_file(partial, path, overwrite)
+                publish_file(partial, path, overwrite)
         finally:
             with suppress(OSError):  # a full disk fails the last flush once more
                 file.close()
@@ -69,21 +69,21 @@ def atomic_folder(
     aside, moved back if the new one cannot take its place, and removed once that has. ``replaceable`` names
     the files that it may hold for that; one that holds anything else is refused. Raises OutputError.
     """
-    path = _target(path)
-    with _reporting(path):
-        _refuse_folder(path, overwrite, replaceable)
-    with _reserved(path) as partial:
-        with _reporting(path):
+    path = target_of(path)
+    with reporting(path):
+        refuse_folder(path, overwrite, replaceable)
+    with reserved(path) as partial:
+        with reporting(path):
             partial.mkdir()
         try:
-            with _reporting(path, only=_FULL):
+            with reporting(path, only=FULL):
                 yield partial
-            with _reporting(path):
+            with reporting(path):
                 for folder, _, names in os.walk(partial, topdown=False):
                     for name in names:
-                        _sync(Path(folder, name))
-                    _sync(Path(folder))
-                _publish_folder(partial, path, overwrite, replaceable)
+                        sync(Path(folder, name))
+                    sync(Path(folder))
+                publish_folder(partial, path, overwrite, replaceable)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -105,12 +105,12 @@ def refuse_same_file(output: str | Path, inputs: Iterable[str | Path]) -> None:
 
 def refuse_existing(output: str | Path, overwrite: bool) -> None:
     """Raise OutputError now for what :func:`atomic_file` would refuse later: an output that exists."""
-    _refuse_existing(_target(Path(output)), overwrite, stat.S_ISREG, "a regular file")
+    _refuse_existing(target_of(Path(output)), overwrite, stat.S_ISREG, "a regular file")
 
 
 def check_room(path: str | Path, nbytes: int) -> None:
     """Raise OutputError when the file system that ``path`` will be on has less than ``nbytes`` bytes free."""
-    here = next((folder for folder in _target(path).parents if folder.exists()), None)
+    here = next((folder for folder in target_of(path).parents if folder.exists()), None)
     try:
         room = shutil.disk_usage(here or ".")
     except OSError:
@@ -119,7 +119,7 @@ def check_room(path: str | Path, nbytes: int) -> None:
         raise OutputError(f"no room for {path}: it needs {nbytes} bytes, {room.free} are free in {here}")
 
 
-def _target(path: str | Path) -> Path:
+def target_of(path: str | Path) -> Path:
     """``path`` made absolute, so that a change of the working folder does not move it."""
     if "\0" in str(path) or not Path(path).name or Path(path).name == "..":
         raise OutputError(f"{str(path)!r} cannot be an output: give the name of a new file or folder")
@@ -143,7 +143,7 @@ def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
-def _refuse_folder(path: Path, overwrite: bool, replaceable: Collection[str] | None) -> None:
+def refuse_folder(path: Path, overwrite: bool, replaceable: Collection[str] | None) -> None:
     """Replacing a folder removes it: never where the user stands or lives, nor what is not written anew."""
     if not os.path.lexists(path) or _is_empty_folder(path):
         return
@@ -160,9 +160,9 @@ def _refuse_folder(path: Path, overwrite: bool, replaceable: Collection[str] | N
 
 
 @contextmanager
-def _reserved(path: Path) -> Iterator[Path]:
+def reserved(path: Path) -> Iterator[Path]:
     """Hold the lock on ``path``; yields the name of a partial beside it. Makes missing parents."""
-    with _reporting(path):
+    with reporting(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(f".{path.name}.lock")
         held = _lock(lock, path)
@@ -182,7 +182,7 @@ if sys.platform == "win32":
     def _lock(lock: Path, path: Path) -> int | None:
         return None
 
-    def _sync(path: Path) -> None:
+    def sync(path: Path) -> None:
         pass
 
 else:
@@ -209,7 +209,7 @@ else:
                 lock.unlink(missing_ok=True)
                 return None
 
-    def _sync(path: Path) -> None:
+    def sync(path: Path) -> None:
         """Make the file or folder ``path`` durable; file systems that cannot sync a folder are not blamed."""
         if path.is_symlink():
             return
@@ -238,7 +238,8 @@ def _clear_dead(path: Path) -> None:
             found.unlink(missing_ok=True)
 
 
-def _publish_file(partial: Path, path: Path, overwrite: bool) -> None:
+def publish_file(partial: Path, path: Path, overwrite: bool) -> None:
+    """Give the complete file ``partial`` the name ``path``. Raises OutputError, or OSError."""
     if overwrite:
         partial.replace(path)
     else:
@@ -251,20 +252,21 @@ def _publish_file(partial: Path, path: Path, overwrite: bool) -> None:
                 raise
             _refuse_existing(path, overwrite, stat.S_ISREG, "a regular file")
             partial.rename(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _publish_folder(partial: Path, path: Path, overwrite: bool, replaceable: Collection[str] | None) -> None:
+def publish_folder(partial: Path, path: Path, overwrite: bool, replaceable: Collection[str] | None) -> None:
+    """Give the complete folder ``partial`` the name ``path``, in place of what was there."""
     if os.path.lexists(path) and not _is_empty_folder(path):
-        _refuse_folder(path, overwrite, replaceable)
-        old = partial.with_suffix(".old")
+        refuse_folder(path, overwrite, replaceable)
+        old = path.with_name(f".{path.name}.{secrets.token_hex(8)}.old")
         path.rename(old)
         try:
             partial.rename(path)
         except BaseException:
             old.rename(path)
             raise
-        _sync(path.parent)
+        sync(path.parent)
         if old.is_symlink():
             old.unlink()
         else:
@@ -273,11 +275,11 @@ def _publish_folder(partial: Path, path: Path, overwrite: bool, replaceable: Col
         if path.exists():
             path.rmdir()
         partial.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 @contextmanager
-def _reporting(path: Path, only: set[int] | None = None) -> Iterator[None]:
+def reporting(path: Path, only: set[int] | None = None) -> Iterator[None]:
     """Turn OSErrors (those numbered in ``only``, when given) into OutputError."""
     try:
         yield
@@ -290,7 +292,7 @@ def _reporting(path: Path, only: set[int] | None = None) -> Iterator[None]:
 
 
 def _output_error(error: OSError, path: Path) -> OutputError:
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return OutputError(f"no room for {path}: the disk, a quota or a limit on file sizes is full")
     if error.errno in _SEALED:
         return OutputError(f"cannot write {path}: {path.parent} is read-only, or not yours to write in")

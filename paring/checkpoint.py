@@ -99,6 +99,11 @@ class Checkpoint:
     def _beside(self, filename: str) -> Path:
         return (self.path if self.path.is_dir() else self.path.parent) / filename
 
+    def refuse_changed(self, file: Path, state: tuple[int, int]) -> None:
+        """Raise BadFileError when the state of ``file`` is not the one it was opened in."""
+        if self._states.get(file, state) != state:
+            raise BadFileError(f"{file} was changed after it was opened: run the command again")
+
     def close(self) -> None:
         """Let go of mapped files; tensors of PyTorch files can no longer be read."""
         self._mapped.clear()

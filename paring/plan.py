@@ -118,7 +118,7 @@ def plan_compress(
     target = Path(output) if output is not None else default_output(source)
     atomic.refuse_same_file(target, [source, *checkpoint.inputs])
     atomic.refuse_existing(target, overwrite)
-    _refuse_sealed(target)
+    refuse_sealed(target)
     adapter = adapters.read(checkpoint)
     adapter.refuse_problems()
     if not adapter.modules and not adapter.vectors:
@@ -137,7 +137,7 @@ def is_scalar(source: Checkpoint, tensor: Carried) -> bool:
     return source.tensors[tensor.name].numel == 1
 
 
-def _refuse_sealed(target: Path) -> None:
+def refuse_sealed(target: Path) -> None:
     """Raise OutputError now when the folder of ``target`` cannot be written in or made."""
     here = next(folder for folder in target.absolute().parents if os.path.lexists(folder))
     if not here.is_dir():

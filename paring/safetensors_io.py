@@ -139,7 +139,7 @@ def write_safetensors(
     if layout is None:
         stream = list(stream)
         layout = [(name, tensor.dtype, tensor.shape) for name, tensor in stream]
-    head, places = _plan_file(Path(path), layout, metadata or {})
+    head, places = plan_file(Path(path), layout, metadata or {})
     check_room(path, max([len(head), *(place.stop for place in places.values())]))
     with atomic_file(path, overwrite) as file:
         file.write(head)
@@ -157,7 +157,7 @@ def write_safetensors(
 
 def header_bytes(layout: Iterable[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str]) -> int:
     """The bytes that :func:`write_safetensors` puts before the tensors' own."""
-    return len(_plan_file(Path(), layout, metadata)[0])
+    return len(plan_file(Path(), layout, metadata)[0])
 
 
 def _read_header(file: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], int]:
@@ -231,7 +231,7 @@ def _check_layout(path: Path, infos: Sequence[TensorInfo], begin: int, size: int
         raise BadFileError(f"{path}: {size - end} bytes follow {last}, the last that its header names")
 
 
-def _plan_file(
+def plan_file(
     path: Path, layout: Iterable[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, TensorInfo]]:
     """The first bytes of a file (length and header), and the place of each tensor in it."""

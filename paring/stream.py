@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -23,6 +24,8 @@ from paring.kernels import order
 CHUNK = 65_536  # elements
 F32 = npt.NDArray[np.float32]
 
+A = TypeVar("A")
+R = TypeVar("R")
 S = TypeVar("S")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -70,6 +73,24 @@ def reduce(
             for state in pool.map(visit, ordered):
                 total = reduction.merge(total, state)
     return reduction.finish(total)
+
+
+def in_order(work: Callable[[A], R], items: Sequence[A], threads: int) -> Iterator[R]:
+    """``work`` done on all ``items`` in threads; results come in order, at most four a thread ahead."""
+    if threads == 1 or len(items) == 1:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                if len(waiting) == 4 * threads:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(work, item))
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _Gate:

@@ -51,7 +51,10 @@ class Carried:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """The module view of one checkpoint. ``problems`` are sentences; anything but inspection refuses them."""
+    """The module view of one checkpoint. ``problems`` are sentences; anything but inspection refuses them.
+
+    ``refused`` are modules whose factors are carried because they are no plain product, and why.
+    """
 
     checkpoint: Checkpoint
     dialect: str
@@ -62,6 +65,7 @@ class Adapter:
     config: Mapping[str, Any] | None
     base: str | None
     problems: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...] = ()
 
     def refuse_problems(self) -> None:
         """Raise BadFileError with the first problem, and how many more there are."""
@@ -122,6 +126,7 @@ def build(checkpoint: Checkpoint, dialect: Dialect | None) -> Adapter:
     blocked = _nonlinear(checkpoint, dialect)
     modules: list[LowRank] = []
     why: dict[str, str] = {}
+    refused: list[tuple[str, str]] = []
     for module, roles in pairs.items():
         name = dialect.module_name(module)
         problem = _problem(checkpoint, name, roles)
@@ -133,6 +138,7 @@ def build(checkpoint: Checkpoint, dialect: Dialect | None) -> Adapter:
         reason = blocked.get(module) or _unfit(a, b) or dialect.veto(name, a.shape[0], config)
         if reason:
             why.update({a.name: reason, b.name: reason})
+            refused.append((name, reason))
             continue
         expected = dialect.expected_rank(name, config)
         if expected is not None and expected != a.shape[0]:
@@ -151,8 +157,9 @@ def build(checkpoint: Checkpoint, dialect: Dialect | None) -> Adapter:
     )
     kind = dialect.kind(config)
     return Adapter(
-        checkpoint, dialect.name, kind, tuple(modules), tuple(vectors), carried, config, base, tuple(problems)
-    )
+        checkpoint, dialect.name, kind, tuple(modules), tuple(vectors), carried, config, base,
+        tuple(problems), tuple(refused),
+    )  # fmt: skip
 
 
 def _classify(

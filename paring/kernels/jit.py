@@ -16,14 +16,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def jit(**options: Any) -> Callable[[F], F]:
-    """``numba.njit`` with ``nogil`` and, where possible, ``cache``; ``options`` are numba's."""
+    """``numba.njit`` with ``nogil`` and, where possible, ``cache``; ``options`` are numba's.
+
+    Floats divide as numpy's do: a check for zero in a loop would keep it from becoming vectors.
+    """
+    options = {"nogil": True, "error_model": "numpy", **options}
+
+    compiler: Any = numba.njit
 
     def compiled(function: F) -> F:
         made: F
         try:
-            made = numba.njit(cache=True, nogil=True, **options)(function)
+            made = compiler(cache=True, **options)(function)
         except RuntimeError:  # "no locator available": nowhere to keep it
-            made = numba.njit(nogil=True, **options)(function)
+            made = compiler(**options)(function)
         return made
 
     return compiled

@@ -3,6 +3,10 @@
 The magnitude bits of an fp32 number order as the number does. ``high`` counts the upper 16 of the 31 bits
 (65,536 buckets), ``low`` the other 15 within one bucket (32,768): two passes over any number of chunks, in
 any order, find any order statistic exactly. Values must be finite.
+
+:mod:`paring.ranks` needs one pass where a sample tells where to look: ``between`` picks the keys in a
+bracket, ``count`` counts them in bins. A *key* (uint32) orders as its number does: the magnitude bits, or of
+a signed number its bits made ascending.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import numpy.typing as npt
 
 Counts = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
+Keys = npt.NDArray[np.uint32]
 
 HIGH = 65_536
 LOW = 32_768
@@ -37,6 +42,36 @@ def high(values: F32, device: str = "cpu") -> Counts:
 def low(values: F32, bucket: int, device: str = "cpu") -> Counts:
     """Counts ``(32768,)`` of the lower 15 magnitude bits of those ``values (n,)`` that fall in ``bucket``."""
     return _run("low", device, values, bucket)
+
+
+def keys(values: F32, signed: bool) -> Keys:
+    """The keys of ``values (n,)``."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    if not signed:
+        return bits & np.uint32(0x7FFFFFFF)
+    return np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000))
+
+
+def value(key: int, signed: bool) -> np.float32:
+    """The number whose key this is."""
+    bits = np.uint32(key)
+    if signed:
+        bits = bits & np.uint32(0x7FFFFFFF) if bits >> np.uint32(31) else ~bits
+    return bits.view(np.float32)
+
+
+def between(values: F32, signed: bool, low: int, high: int) -> tuple[int, Keys]:
+    """How many of ``values (n,)`` have keys below ``low``, and the keys in ``low .. high``, both included."""
+    from paring.kernels.order import cpu
+
+    return cpu.between(values, signed, low, high)
+
+
+def count(values: F32, signed: bool, low: int, shift: int) -> tuple[int, Counts]:
+    """How many keys are below ``low``; counts ``(65536,)`` of those from it on, ``2^shift`` keys a bin."""
+    from paring.kernels.order import cpu
+
+    return cpu.count(values, signed, low, shift)
 
 
 def kth_largest(high_counts: Counts, refine: Callable[[int], Counts], k: int) -> np.float32:

@@ -1,0 +1,47 @@
+"""Element-wise work on stored bits: to fp32 and back, what rounding loses, checksums.
+
+``bits`` are a stored tensor's elements, flat, in the storage of its dtype (:data:`paring.dtypes.STORAGE`);
+values are fp32. ``reference.py`` is the specification, ``cpu.py`` numba loops at the speed of memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+Bits = npt.NDArray[Any]
+
+
+def widen(bits: Bits, dtype: str, out: F32) -> bool:
+    """Fill ``out (n,)`` with the values of ``bits (n,)``, fp64 rounded to nearest; whether all are finite."""
+    from paring.kernels.elementwise import cpu
+
+    return cpu.widen(bits, dtype, out)
+
+
+def narrow(values: F32, dtype: str, out: Bits) -> bool:
+    """Fill ``out (n,)`` with ``values (n,)`` rounded once, to nearest even; whether none has overflowed."""
+    from paring.kernels.elementwise import cpu
+
+    return cpu.narrow(values, dtype, out)
+
+
+def unmoved(update: F32, before: Bits, after: Bits) -> int:
+    """How many entries with an ``update (n,)`` that is not zero have the same bits before and after it."""
+    from paring.kernels.elementwise import cpu
+
+    return cpu.unmoved(update, before, after)
+
+
+def checksum(data: npt.NDArray[np.uint8], start: int = 0) -> int:
+    """A 64-bit sum over the bytes ``data (n,)`` that begin ``start`` bytes into what is summed.
+
+    Sums of pieces add up, modulo 2^64, to the sum of the whole, wherever it was cut. It notices any change of
+    a single word, swapped words and zeroed pages; it is no cryptographic hash.
+    """
+    from paring.kernels.elementwise import cpu
+
+    return cpu.checksum(data, start)

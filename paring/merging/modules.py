@@ -1,0 +1,64 @@
+"""Which weight of a base checkpoint each module of an adapter adapts."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+
+from paring.adapters.view import Adapter, LowRank
+from paring.dtypes import numel
+from paring.errors import UnsupportedError
+from paring.merging.sources import Entry
+
+_PREFIXES = re.compile(
+    r"^(base_model\.model\.|lora_(unet|te\d?)_|unet\.|text_encoder\d?\.|transformer\.|diffusion_model\.)"
+)
+
+
+def key(module: str) -> str:
+    """A module's name without what dialects differ in: prefixes, and dots against underscores."""
+    return re.sub(r"[._]+", "_", _PREFIXES.sub("", module)).strip("_")
+
+
+def weight_names(adapter: Adapter, base: Mapping[str, Entry]) -> dict[str, str]:
+    """module -> the name of its weight in ``base``: ``MODULE.weight``, or the only name that ends so.
+
+    Raises UnsupportedError naming the module when there is none, several, or one of another shape.
+    """
+    by_key: dict[str, list[str]] = defaultdict(list)
+    for name in base:
+        if name.endswith(".weight") or "." not in name:
+            by_key[key(name.removesuffix(".weight"))].append(name)
+    path = adapter.checkpoint.path
+    found = {}
+    for module in adapter.modules:
+        plain, own = f"{module.name}.weight", key(module.name)
+        # the adapter or the base may count a wrapper's name that the other does not have
+        tries = (
+            [plain] if plain in base else [],
+            by_key[own],
+            [name for other, names in by_key.items() if other.endswith("_" + own) for name in names],
+            [name for other, names in by_key.items() if own.endswith("_" + other) for name in names],
+        )
+        candidates = next((names for names in tries if names), [])
+        if len(candidates) != 1:
+            some = f"{len(candidates)} weights ({', '.join(candidates[:3])})" if candidates else "no weight"
+            raise UnsupportedError(f"{path}: module {module.name} fits {some} of the base: is it another's?")
+        _refuse_shape(adapter, module, candidates[0], base[candidates[0]])
+        found[module.name] = candidates[0]
+    return found
+
+
+def transposed(adapter: Adapter, module: LowRank) -> bool:
+    """Whether the weight is stored as (in, out): embeddings, and Conv1D of GPT-2."""
+    return "lora_embedding" in module.a or bool((adapter.config or {}).get("fan_in_fan_out"))
+
+
+def _refuse_shape(adapter: Adapter, module: LowRank, name: str, entry: Entry) -> None:
+    first = module.n_in if transposed(adapter, module) else module.n_out
+    if numel(entry.shape) != module.n_in * module.n_out or not entry.shape or entry.shape[0] != first:
+        raise UnsupportedError(
+            f"{adapter.checkpoint.path}: module {module.name} is {module.n_out} x {module.n_in}, but {name} "
+            f"is {list(entry.shape)}: another base's adapter?"
+        )

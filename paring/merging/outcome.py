@@ -1,0 +1,138 @@
+"""A merged adapter on disk: factors under the first model's names, and a configuration that fits them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paring import atomic
+from paring.adapters.view import LowRank
+from paring.checkpoint import open_checkpoint, write_safetensors
+from paring.decompressing import CONFIG, WEIGHTS, parse_dtype
+from paring.dtypes import Stored
+from paring.errors import BadFileError
+from paring.merging import record
+from paring.merging.plan import Model
+from paring.plan import refuse_sealed
+
+if TYPE_CHECKING:
+    from paring.merging.adapters import Joint
+    from paring.merging.planning import Request
+
+_OURS = (WEIGHTS, CONFIG, "README.md")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Where a merged adapter goes, and whose names and configuration it bears."""
+
+    donor: Model
+    output: Path
+    overwrite: bool
+    request: Request
+
+    @property
+    def single(self) -> bool:
+        return self.output.suffix == ".safetensors"
+
+    def refuse(self) -> None:
+        """Raise OutputError now for what writing would refuse later."""
+        inputs = [Path(name) for name in self.request.models]
+        atomic.refuse_same_file(self.output, [*inputs, *self.donor.checkpoint.inputs])
+        if self.single:
+            atomic.refuse_existing(self.output, self.overwrite)
+        else:
+            atomic.refuse_folder(
+                atomic.target_of(self.output), self.overwrite, (WEIGHTS, CONFIG, "README.md")
+            )
+        refuse_sealed(self.output)
+
+    def dtype(self, joint: Joint) -> list[str]:
+        """The dtypes of a module's tensors: ``--dtype``, or those of the first model that has it."""
+        wanted = parse_dtype(self.request.dtype)
+        infos = self.donor.checkpoint.tensors
+        return [wanted or (infos[name].dtype if name in infos else "F32") for name in joint.tensors]
+
+    def nbytes(self) -> int:
+        return (self.output if self.single else self.output / WEIGHTS).stat().st_size
+
+
+def write(
+    outcome: Outcome,
+    joints: Sequence[Joint],
+    tensors: Mapping[str, Stored],
+    ranks: Mapping[str, int],
+    carried: Mapping[str, Stored],
+) -> None:
+    """Write factors and carried tensors, whole or not at all, and read them again."""
+    whole = dict(carried)
+    for joint in joints:
+        whole |= _shaped(outcome, joint, tensors)
+    recipe = outcome.request.recipe()
+    metadata = record.metadata(_metadata(outcome.donor, ranks), recipe)
+
+    def check(path: Path) -> None:
+        with open_checkpoint(path) as again:
+            for name, tensor in whole.items():
+                if again.read(name).tobytes() != tensor.tobytes():
+                    raise BadFileError(f"{name} does not read back as written; is the disk sound?")
+
+    if outcome.single:
+        write_safetensors(outcome.output, whole, metadata, overwrite=outcome.overwrite, check=check)
+        return
+    config = _config(outcome.donor, joints, ranks)
+    with atomic.atomic_folder(outcome.output, outcome.overwrite, _OURS) as folder:
+        write_safetensors(folder / WEIGHTS, whole, metadata, check=check)
+        if config is not None:
+            text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+            (folder / CONFIG).write_text(text, encoding="utf-8")
+        facts = [f"{len(joints)} modules, ranks {min(ranks.values())} to {max(ranks.values())}"]
+        (folder / "README.md").write_text(record.card(recipe, "peft", facts), encoding="utf-8")
+
+
+def _shaped(outcome: Outcome, joint: Joint, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The tensors of one module in the shapes of their kind: factors of convolutions have trailing axes."""
+    out = {}
+    for number, name in enumerate(joint.tensors):
+        tensor, info = tensors[name], outcome.donor.checkpoint.tensors.get(name)
+        shape = tensor.shape
+        if info is not None and len(joint.tensors) == 1:
+            shape = info.shape
+        elif info is not None and len(info.shape) > 2:
+            shape = (shape[0], *(info.shape[1:] if number == 0 else (shape[1], *info.shape[2:])))
+        out[name] = Stored(tensor.dtype, tensor.data.reshape(shape))
+    return out
+
+
+def _metadata(donor: Model, ranks: Mapping[str, int]) -> dict[str, str]:
+    """The donor's, with the ranks that cloneofsimo's format keeps there."""
+    told = dict(donor.checkpoint.metadata)
+    for module, rank in ranks.items():
+        if f"{module}:rank" in told:
+            told[f"{module}:rank"] = str(rank)
+    return told
+
+
+def _config(donor: Model, joints: Sequence[Joint], ranks: Mapping[str, int]) -> dict[str, Any] | None:
+    """PEFT's configuration: the scale is in the factors, so alpha equals the rank everywhere."""
+    assert donor.adapter is not None
+    if donor.adapter.config is None:
+        return None
+    config = dict(donor.adapter.config)
+    lowrank = [joint for joint in joints if any(isinstance(part, LowRank) for part in joint.parts)]
+    if not lowrank:
+        return config
+    common = Counter(ranks[joint.name] for joint in lowrank).most_common(1)[0][0]
+    pattern = {re.escape(j.name): ranks[j.name] for j in lowrank if ranks[j.name] != common}
+    config |= {"r": common, "lora_alpha": common, "use_rslora": False}
+    config |= {"rank_pattern": pattern, "alpha_pattern": dict(pattern)}
+    own = {module.name for module in donor.adapter.modules}
+    if own != {joint.name for joint in lowrank}:
+        config["target_modules"] = sorted(joint.name for joint in lowrank)
+        config["layers_to_transform"] = config["layers_pattern"] = None
+    return config

@@ -1,0 +1,167 @@
+"""From arguments to a :class:`~paring.merging.plan.MergePlan`: open, align, refuse, lay out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import paring
+from paring import atomic, registry
+from paring.decompressing import parse_dtype
+from paring.errors import OptionError, OutputError, UnsupportedError
+from paring.merging.modules import weight_names
+from paring.merging.plan import SHARD_BYTES, Copied, MergePlan, Model, align, layout
+from paring.merging.sources import Entry
+from paring.merging.weights import Weight, Weighting, layers_in, parse
+from paring.plan import refuse_sealed, thread_count
+from paring.registry import Method
+from paring.resumable import shards
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a user asked to merge: the arguments of :func:`paring.api.merge`, stored in recipes."""
+
+    models: Sequence[str]
+    base: str | None = None
+    into: str | None = None
+    method: str = "linear"
+    weights: Sequence[Weight] | None = None
+    patterns: Sequence[tuple[str, int, Weight]] = ()
+    scale: float = 1.0
+    dtype: str | None = None
+    missing: str = "refuse"
+    rank: int | str | None = None
+    carried: str = "refuse"
+    tokenizer: str | None = None
+    shard_size: int = SHARD_BYTES
+    options: Mapping[str, Any] | None = None
+
+    def recipe(self) -> dict[str, Any]:
+        """As JSON; what was left out is left out."""
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        found["options"] = dict(self.options or {})
+        given = {key: value for key, value in found.items() if value not in (None, (), {}, [])}
+        return {"paring": paring.__version__, "command": "merge", **given}
+
+
+def check(request: Request) -> tuple[Method, dict[str, Any]]:
+    """What options alone can tell: the method and its options, parsed. Raises OptionError."""
+    method = registry.load("merge", request.method)
+    options = method.parse(request.options or {})
+    if not request.models:
+        raise OptionError("name the models to merge")
+    if request.missing not in ("refuse", "copy"):
+        raise OptionError(f"--missing {request.missing}: expected refuse or copy")
+    if not abs(request.scale) < float("inf"):
+        raise OptionError(f"--scale {request.scale}: must be a finite number")
+    if method.sees == "weights" and request.scale != 1:
+        raise OptionError(f"--scale multiplies deltas, and {method.name} merges weights: leave it out")
+    if request.shard_size < 1:
+        raise OptionError(f"--shard-size {request.shard_size}: at least 1")
+    parse(request.weights, len(request.models), 1.0)
+    parse_dtype(request.dtype)
+    return method, options
+
+
+def plan_checkpoint(
+    request: Request,
+    models: Sequence[Model],
+    base: Model | None,
+    output: PathLike,
+    *,
+    overwrite: bool = False,
+    threads: int | None = None,
+) -> MergePlan:
+    """The plan of a merge whose result is a checkpoint. No tensor is read."""
+    method, options = check(request)
+    opened: list[Model | None] = [base, *models]
+    if not any(model.adapter is None for model in opened if model is not None):
+        raise UnsupportedError("only adapters and no base to put them in: this is no merge of checkpoints")
+    # an adapter is an update of the base, so with one among them all models are seen as updates
+    deltas = method.sees != "weights" or any(model.adapter is not None for model in models)
+    if deltas and base is None:
+        raise OptionError(f"{method.name} works on deltas: add --base, the model that these were tuned from")
+    warnings = alike(opened)
+    whole = [model for model in opened if model is not None and model.adapter is None]
+    entries = {name: Entry(info.shape, info.dtype) for name, info in whole[0].checkpoint.tensors.items()}
+    tensors: list[Mapping[str, Entry] | None] = []
+    for model in opened:
+        if model is None:
+            tensors.append(None)
+        elif model.adapter is not None:
+            tensors.append(_update_entries(model, entries))
+        else:
+            infos = model.checkpoint.tensors
+            tensors.append({name: Entry(infos[name].shape, infos[name].dtype) for name in infos})
+    updates = frozenset(
+        i for i, model in enumerate(opened) if model is not None and model.adapter is not None
+    )
+    weights = parse(request.weights, len(models), 1.0)
+    weighting = Weighting(weights, tuple(request.patterns), layers_in(entries))
+    targets, copied, more = align(
+        opened, tensors, updates, deltas, weighting, parse_dtype(request.dtype), request.missing
+    )
+    target = Path(output)
+    single = target.suffix == ".safetensors"
+    recipe = request.recipe()
+    files = _files(request, targets, copied, whole[0], single, recipe)
+    _refuse_output(target, single, [model for model in opened if model is not None], overwrite)
+    return MergePlan(
+        method, options, opened, deltas, weighting, request.scale, targets, copied, target, single, files,
+        overwrite, thread_count(threads), recipe, [*warnings, *more],
+    )  # fmt: skip
+
+
+def _update_entries(model: Model, base: Mapping[str, Entry]) -> dict[str, Entry]:
+    assert model.adapter is not None
+    names = weight_names(model.adapter, base)
+    return {name: Entry(base[name].shape, "F32") for name in names.values()}
+
+
+def alike(opened: Sequence[Model | None]) -> list[str]:
+    """Warnings of models that are given twice, or alone; ``opened[0]`` is the base or None."""
+    models = [model for model in opened[1:] if model is not None]
+    warnings = []
+    if len(models) == 1:
+        warnings.append("only one model: the result is that model, or its scaled update")
+    seen: dict[Path, int] = {}
+    for model in models:
+        real = model.path.resolve()
+        seen[real] = seen.get(real, 0) + 1
+    warnings += [f"{path} is given {times} times" for path, times in seen.items() if times > 1]
+    base = opened[0]
+    if base is not None and base.path.resolve() in seen:
+        warnings.append(f"{base.path} is the base and a model: its delta is zero")
+    return warnings
+
+
+def _files(
+    request: Request,
+    targets: Sequence[Any],
+    copied: Sequence[Copied],
+    donor: Model,
+    single: bool,
+    recipe: Mapping[str, Any],
+) -> list[Any]:
+    from paring.merging.record import metadata
+
+    stem = "model"
+    limit = 1 << 62 if single else request.shard_size
+    told = metadata(donor.checkpoint.metadata, recipe)
+    return shards(layout(targets, copied, list(donor.checkpoint.tensors)), stem, limit, told)
+
+
+def _refuse_output(target: Path, single: bool, models: Sequence[Model], overwrite: bool) -> None:
+    inputs = [path for model in models for path in (model.path, *model.checkpoint.inputs)]
+    atomic.refuse_same_file(target, inputs)
+    if single:
+        atomic.refuse_existing(target, overwrite)
+    elif target.exists() and not target.is_dir():
+        raise OutputError(f"{target} exists and is not a folder: choose another -o")
+    refuse_sealed(target)

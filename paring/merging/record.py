@@ -1,0 +1,78 @@
+"""What a result tells of itself: metadata, configuration, tokenizer, model card, recipe."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+#: files beside a checkpoint that go with its configuration; anything else stays behind
+_BESIDE = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken",
+    "spiece.model", "sentencepiece*.model", "chat_template*", "modules.json", "sentence_bert_config.json",
+    "config_sentence_transformers.json", "1_Pooling",
+)  # fmt: skip
+RECIPE = "paring"
+
+
+def metadata(donor: Mapping[str, str], recipe: Mapping[str, Any]) -> dict[str, str]:
+    """``__metadata__`` of a result: the donor's, and the recipe as JSON under ``paring``."""
+    told = {key: value for key, value in donor.items() if key != RECIPE}
+    return {"format": "pt", **told, RECIPE: json.dumps(recipe, sort_keys=True, ensure_ascii=False)}
+
+
+def copy_beside(donor: Path, folder: Path, dtype: str | None) -> list[str]:
+    """Copy configuration and tokenizer files of the checkpoint folder ``donor``; returns their names.
+
+    With ``dtype`` (``bfloat16``) the configuration says so.
+    """
+    names = []
+    for found in sorted(donor.iterdir()):
+        if any(fnmatchcase(found.name, pattern) for pattern in _BESIDE):
+            if found.is_dir():
+                shutil.copytree(found, folder / found.name)
+            else:
+                shutil.copyfile(found, folder / found.name)
+            names.append(found.name)
+    config = folder / "config.json"
+    if dtype and config.exists():
+        told = json.loads(config.read_text(encoding="utf-8"))
+        told.pop("torch_dtype", None)
+        told["dtype"] = dtype
+        config.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    return names
+
+
+def card(recipe: Mapping[str, Any], library: str, facts: Sequence[str]) -> str:
+    """A model card in the Hub's form."""
+    models = [str(model) for model in recipe.get("models", ())]
+    base = recipe.get("base") or recipe.get("into")
+    listed = [Path(str(name)).name for name in ([base] if base else []) + models]
+    return "\n".join(
+        [
+            "---",
+            f"library_name: {library}",
+            "tags:",
+            "- merge",
+            "- paring",
+            "---",
+            f"# {' + '.join(Path(model).name for model in models)}",
+            "",
+            f"Merged by paring, method `{recipe.get('method')}`.",
+            "",
+            "Made of: " + ", ".join(f"`{name}`" for name in listed) + ".",
+            "",
+            *(f"- {fact}" for fact in facts),
+            "",
+            "The recipe, which `paring rerun` repeats:",
+            "",
+            "```json",
+            json.dumps(recipe, indent=2, sort_keys=True, ensure_ascii=False),
+            "```",
+            "",
+        ]
+    )

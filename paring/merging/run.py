@@ -1,0 +1,261 @@
+"""Carry out a :class:`~paring.merging.plan.MergePlan`: the rule's passes, then one that writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from paring.dtypes import STORAGE, itemsize
+from paring.errors import BadValueError, UnsupportedError
+from paring.kernels import elementwise, merging
+from paring.merging import record
+from paring.merging.models import Chunk, Mix, Models, Result, Span, Target
+from paring.merging.modules import transposed, weight_names
+from paring.merging.plan import Copied, MergePlan
+from paring.merging.sources import Entry, Source, Updates, Weights
+from paring.report import Report, peak_rss_bytes
+from paring.resumable import Staging, index_of, staged
+
+_log = logging.getLogger("paring")
+_TORCH = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def run(plan: MergePlan, *, dry_run: bool = False) -> Report:
+    """Do what ``plan`` says; with ``dry_run`` report it only.
+
+    Raises BadValueError for NaN, infinity or overflow, with the tensor; BadFileError for an input that
+    changes meanwhile; OutputError.
+    """
+    started = time.perf_counter()
+    if dry_run:
+        return _report(plan, started, 0, dry_run=True)
+    models = open_models(plan)
+    try:
+        with staged(
+            plan.output,
+            plan.files,
+            fingerprint(plan),
+            single=plan.single,
+            overwrite=plan.overwrite,
+            replaceable=_replaceable(plan),
+            threads=plan.threads,
+        ) as staging:
+            if staging.done:
+                _log.info("resuming: %d tensors are done", len(staging.done))
+            for copy in plan.copied:
+                if copy.name not in staging.done:
+                    _copy(copy, models.sources, staging)
+            unmoved = _merge(plan, models, staging)
+            if not plan.single:
+                _beside(plan, staging.folder)
+            for source in models.sources:
+                if source is not None:
+                    source.close()
+    finally:
+        for source in models.sources:
+            if source is not None:
+                source.close()
+    return _report(plan, started, unmoved)
+
+
+def open_models(plan: MergePlan) -> Models:
+    """The sources of a plan as a rule sees them."""
+    whole = plan.donor.checkpoint.tensors
+    entries = {name: Entry(info.shape, info.dtype) for name, info in whole.items()}
+    sources: list[Source | None] = []
+    for model in plan.models:
+        if model is None:
+            sources.append(None)
+        elif model.adapter is not None:
+            turned = frozenset(m.name for m in model.adapter.modules if transposed(model.adapter, m))
+            sources.append(Updates(model.adapter, weight_names(model.adapter, entries), turned))
+        else:
+            sources.append(Weights(model.checkpoint))
+    updates = frozenset(i for i, source in enumerate(sources) if isinstance(source, Updates))
+    return Models(
+        plan.targets, sources, plan.deltas, updates, plan.method.unit, plan.threads,
+        [model.checkpoint.digest() for model in plan.models[1:] if model] if "seed" in plan.options else (),
+    )  # fmt: skip
+
+
+def fingerprint(plan: MergePlan) -> str:
+    """What tells this run from others: the recipe, and name, size, time and header of every input file."""
+    told: list[Any] = [plan.recipe, plan.options, str(plan.method.name)]
+    for model in plan.models:
+        for file in model.checkpoint.inputs if model is not None else ():
+            status = file.stat()
+            told.append([file.name, status.st_size, status.st_mtime_ns])
+        if model is not None:
+            tensors = model.checkpoint.tensors.values()
+            told.append([[info.name, info.dtype, info.shape, info.start] for info in tensors])
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _replaceable(plan: MergePlan) -> list[str] | None:
+    """The files that a folder may hold to be replaced: a merge's own, of whatever number of shards."""
+    if plan.single or not plan.output.is_dir():
+        return None
+    from fnmatch import fnmatchcase
+
+    from paring.merging.record import _BESIDE
+
+    ours = (*_BESIDE, "model*.safetensors", "model.safetensors.index.json", "README.md")
+    return [
+        found.name
+        for found in plan.output.iterdir()
+        if any(fnmatchcase(found.name, pattern) for pattern in ours)
+    ]
+
+
+def _copy(copy: Copied, sources: Sequence[Source | None], staging: Staging) -> None:
+    """Carry one tensor over, bit for bit; the others that have it must agree."""
+    nothing = np.empty(0, np.uint8)
+    source = sources[copy.source]
+    assert source is not None
+    bits = source.read(copy.name, 0, copy.entry.numel, nothing)
+    for other in copy.others:
+        rival = sources[other]
+        if (
+            rival is not None
+            and bits.tobytes() != rival.read(copy.name, 0, copy.entry.numel, nothing).tobytes()
+        ):
+            raise UnsupportedError(
+                f"{copy.name} ({copy.entry.dtype}) differs between {source.path} and {rival.path}: "
+                "integers are carried, never merged"
+            )
+    staging.complete(copy.name, staging.write(copy.name, 0, np.ascontiguousarray(bits)))
+
+
+def _merge(plan: MergePlan, models: Models, staging: Staging) -> int:
+    """Write all targets that are not done; returns how many updates rounding has lost."""
+    todo = [index for index, target in enumerate(plan.targets) if target.name not in staging.done]
+    if not todo:
+        return 0
+    _log.info("%s: reading %d tensors of %d models", plan.method.name, len(models.targets), models.n)
+    rule: Result = plan.method.function(models, **plan.options)
+    if isinstance(rule, Mix):
+        for index in todo:  # refused before anything is written
+            rule.coefficients(plan.targets[index])
+    writer = _Writer(plan, rule, staging)
+    spans = models.spans(todo)
+    left = Counter(span.index for span in spans)
+    sums: Counter[int] = Counter()
+    unmoved = 0
+    for index in todo:
+        if not left[index]:
+            staging.complete(plan.targets[index].name, 0)  # no entries
+    for number, (span, (checksum, lost)) in enumerate(
+        zip(spans, models.visit(writer.span, spans), strict=True)
+    ):
+        sums[span.index] += checksum
+        unmoved += lost
+        left[span.index] -= 1
+        if not left[span.index]:
+            staging.complete(plan.targets[span.index].name, sums[span.index] % 2**64)
+            _log.info("merging: %d of %d parts", number + 1, len(spans))
+    return unmoved
+
+
+class _Writer:
+    """From chunks to bytes in place; one for all threads."""
+
+    def __init__(self, plan: MergePlan, rule: Result, staging: Staging) -> None:
+        self._plan, self._rule, self._staging = plan, rule, staging
+        self._local = threading.local()
+
+    def span(self, chunks: Iterator[Chunk]) -> tuple[int, int]:
+        """Merge and write one span; its checksum, and how many updates rounding has lost."""
+        start, end, lost = None, 0, 0
+        target: Target | None = None
+        out: npt.NDArray[Any] = np.empty(0)
+        for chunk in chunks:
+            if start is None:
+                target, start = chunk.place.target, chunk.place.start
+                out = self._buffer(target)
+            assert target is not None
+            k = chunk.vectors.shape[1]
+            if len(out) < end + k:
+                grown = np.empty(max(end + k, 2 * len(out)), out.dtype)
+                grown[:end] = out[:end]
+                out = grown
+            lost += self._chunk(chunk, target, out[end : end + k])
+            end += k
+        assert target is not None and start is not None, "a span has chunks"
+        self._local.out = out.view(np.uint8)
+        return self._staging.write(target.name, start, out[:end]), lost
+
+    def _buffer(self, target: Target) -> npt.NDArray[Any]:
+        held: npt.NDArray[np.uint8] = getattr(self._local, "out", np.empty(0, np.uint8))
+        size = itemsize(target.dtype)
+        return held[: len(held) // size * size].view(STORAGE[target.dtype])
+
+    def _chunk(self, chunk: Chunk, target: Target, out: npt.NDArray[Any]) -> int:
+        if isinstance(self._rule, Mix):
+            merged = merging.weighted_sum(chunk.vectors, self._rule.coefficients(target))
+        else:
+            merged = self._rule.chunk(chunk.vectors, chunk.place)
+        if not self._plan.deltas:
+            self._narrow(merged, target, out)
+            return 0
+        if self._plan.scale != 1:
+            merged = merged * np.float32(self._plan.scale)
+        assert chunk.base is not None and chunk.base_bits is not None
+        self._narrow(merged + chunk.base, target, out)
+        if out.dtype != chunk.base_bits.dtype or itemsize(target.dtype) > 2:
+            return 0
+        return elementwise.unmoved(merged, chunk.base_bits, out)
+
+    def _narrow(self, values: merging.F32, target: Target, out: npt.NDArray[Any]) -> None:
+        if not elementwise.narrow(values, target.dtype, out):
+            raise BadValueError(f"{target.name}: a merged value is too large for {target.dtype}; see --dtype")
+
+
+def _beside(plan: MergePlan, folder: Path) -> None:
+    """Configuration, tokenizer, index, card."""
+    if plan.donor.folder.is_dir() and plan.donor.path.is_dir():
+        dtype = plan.recipe.get("dtype")
+        code = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "bf16": "BF16"}.get(str(dtype))
+        record.copy_beside(plan.donor.folder, folder, _TORCH.get(code or ""))
+    if len(plan.files) > 1:
+        index = json.dumps(index_of(plan.files), indent=2) + "\n"
+        (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+    facts = [f"{len(plan.targets)} tensors merged, {len(plan.copied)} carried unchanged"]
+    text = record.card(plan.recipe, "transformers", facts)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _report(plan: MergePlan, started: float, unmoved: int, *, dry_run: bool = False) -> Report:
+    warnings = list(plan.warnings)
+    if unmoved:
+        total = sum(target.numel for target in plan.targets)
+        warnings.append(
+            f"{unmoved:,} of {total:,} updates ({unmoved / total:.1%}) were lost in rounding to "
+            f"{plan.targets[0].dtype}; --dtype fp32 keeps them"
+        )
+    return Report(
+        command="merge",
+        inputs=[str(model.path) for model in plan.models if model is not None],
+        output=str(plan.output),
+        method=plan.method.name,
+        recipe={**plan.recipe, "options": plan.options},
+        bytes_in=plan.bytes_in,
+        bytes_out=plan.bytes_out,
+        warnings=warnings,
+        seconds=time.perf_counter() - started,
+        peak_rss_bytes=peak_rss_bytes(),
+        device="cpu",
+        dry_run=dry_run or None,
+    )
+
+
+__all__ = ["Span", "fingerprint", "open_models", "run"]

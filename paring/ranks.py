@@ -1,0 +1,148 @@
+"""Exact order statistics of streamed values: a sample says where they lie, one pass finds them.
+
+The sample gives a bracket for each rank, wide enough to hold it almost surely; the pass counts what lies
+below and keeps what lies within, equal keys once with their number. Where a bracket misses, two passes over
+histograms of 16 bits each find the rank instead. Whatever the sample, the result is exact, and all that is
+merged are counts: it depends neither on threads nor on the order of chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from paring.kernels import order
+from paring.kernels.order import HIGH, Counts, Keys
+
+F32 = npt.NDArray[np.float32]
+
+#: up to so many values a row a sample is not worth taking: they are counted in two passes
+FEW = 1 << 22
+#: up to so many they are all kept, in one
+_FEWEST = 1 << 16
+#: so many keys of a chunk are kept as they are; more are likely to be a few numbers many times
+_PLAIN = 1 << 12
+#: bracket: this many standard deviations of a sample's rank either way; neighbours in it resemble each other
+_SIGMAS = 6.0
+_ALIKE = 8.0
+_ALL = (0, 0xFFFFFFFF)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One order statistic: of row ``row``, the value at the 0-based ascending ``position``."""
+
+    row: int
+    position: int
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a pass has seen of one bracket: how many keys below, and those within, as they are or with their
+    numbers; or counts by bins."""
+
+    below: int = 0
+    keys: list[Keys] = field(default_factory=list)
+    many: list[tuple[Keys, Counts]] = field(default_factory=list)
+    counts: Counts | None = None
+
+
+#: one visit of all values: of each chunk ``(rows, k)`` make a list of tallies, and merge them all
+Pass = Callable[[Callable[[F32], list[Tally]]], list[Tally]]
+
+
+def find(
+    wanted: Sequence[Wanted], n: int, sample: F32 | None, run: Pass, *, signed: bool
+) -> npt.NDArray[np.float32]:
+    """The values of ``wanted (m,)`` among ``n`` values a row, fp32 ``(m,)``, by ``run`` once or thrice.
+
+    ``sample (rows, s)`` is taken from the values, None for none. ``signed`` orders numbers, else magnitudes.
+    Raises ValueError for a position outside ``0 .. n - 1``.
+    """
+    for want in wanted:
+        if not 0 <= want.position < n:
+            raise ValueError(f"position {want.position} is outside 0..{n - 1}")
+    if sample is None and n > _FEWEST:
+        found = _by_histogram(wanted, run, signed)
+        return np.array([order.value(key, signed) for key in found], np.float32)
+    sorted_rows = None if sample is None else [np.sort(order.keys(row, signed)) for row in sample]
+    brackets = [_ALL if sorted_rows is None else _bracket(sorted_rows[w.row], w, n) for w in wanted]
+
+    def within(chunk: F32) -> list[Tally]:
+        out = []
+        for want, (low, high) in zip(wanted, brackets, strict=True):
+            below, keys = order.between(chunk[want.row], signed, low, high)
+            if len(keys) > _PLAIN:
+                out.append(Tally(below, many=[np.unique(keys, return_counts=True)]))
+            else:
+                out.append(Tally(below, [keys]))
+        return out
+
+    keys = [_pick(tally, want.position) for tally, want in zip(run(within), wanted, strict=True)]
+    missed = [index for index, key in enumerate(keys) if key is None]
+    if missed:
+        again = _by_histogram([wanted[index] for index in missed], run, signed)
+        for index, key in zip(missed, again, strict=True):
+            keys[index] = key
+    return np.array([order.value(key or 0, signed) for key in keys], np.float32)
+
+
+def merge(first: list[Tally], second: list[Tally]) -> list[Tally]:
+    """Join the tallies of two parts of a pass, bracket by bracket; ``first`` is used up."""
+    for a, b in zip(first, second, strict=True):
+        a.below += b.below
+        a.keys += b.keys
+        a.many += b.many
+        if a.counts is not None and b.counts is not None:
+            a.counts += b.counts
+    return first
+
+
+def _bracket(keys: Keys, want: Wanted, n: int) -> tuple[int, int]:
+    """The lowest and the highest key that the wanted rank is looked for at; ``keys`` are a sorted sample."""
+    s = len(keys)
+    share = (want.position + 0.5) / n
+    margin = _SIGMAS * math.sqrt(share * (1 - share) * _ALIKE / s) + 2 * _ALIKE / s
+    low, high = math.floor((share - margin) * s), math.ceil((share + margin) * s)
+    return int(keys[low]) if low >= 0 else 0, int(keys[high]) if high < s else _ALL[1]
+
+
+def _pick(tally: Tally, position: int) -> int | None:
+    """The key at ``position``, None where it lies outside the bracket."""
+    place = position - tally.below
+    plain = np.concatenate([np.empty(0, np.uint32), *tally.keys])
+    if not tally.many:
+        return int(np.partition(plain, place)[place]) if 0 <= place < len(plain) else None
+    keys, numbers = np.unique(plain, return_counts=True)
+    keys = np.concatenate([keys, *(some for some, _ in tally.many)])
+    numbers = np.concatenate([numbers, *(counts for _, counts in tally.many)])
+    ascending = np.argsort(keys)
+    up_to = np.cumsum(numbers[ascending])
+    if not 0 <= place < up_to[-1]:
+        return None
+    return int(keys[ascending[int(np.searchsorted(up_to, place, side="right"))]])
+
+
+def _by_histogram(wanted: Sequence[Wanted], run: Pass, signed: bool) -> list[int]:
+    """Two passes of 16 bits each."""
+    lows = [0] * len(wanted)
+    for shift in (16, 0):
+
+        def counted(chunk: F32, shift: int = shift, lows: Sequence[int] = tuple(lows)) -> list[Tally]:
+            pairs = (
+                order.count(chunk[want.row], signed, low, shift)
+                for want, low in zip(wanted, lows, strict=True)
+            )
+            return [Tally(below, counts=counts) for below, counts in pairs]
+
+        for index, (tally, want) in enumerate(zip(run(counted), wanted, strict=True)):
+            assert tally.counts is not None
+            up_to = tally.below + np.cumsum(tally.counts)
+            place = int(np.searchsorted(up_to, want.position, side="right"))
+            assert place < HIGH, "the second visit saw other values than the first"
+            lows[index] += place << shift
+    return lows
