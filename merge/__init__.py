@@ -1,1 +1,1 @@
-"""Merging methods, one file each. There are none yet; :mod:`paring.registry` finds them by file name."""
+"""Merging methods, one file each; :mod:`paring.registry` finds them by file name."""

@@ -26,7 +26,7 @@ from paring.registry import method
 @method(
     sees="deltas",
     reference="Yadav, Tam, Choshen, Raffel, Bansal: TIES-Merging, arXiv:2306.01708, algorithm 1",
-    invariants=("order", "homogeneous", "scale"),
+    invariants=("order", "homogeneous"),
 )
 def ties(
     models: Models,

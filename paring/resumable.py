@@ -32,6 +32,9 @@ from paring.stream import in_order
 
 _READ = 4 << 20  # bytes
 
+#: checksum, and a number noted with it
+Done = tuple[int, int]
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:
@@ -87,9 +90,9 @@ def index_of(files: Sequence[Shard]) -> dict[str, Any]:
 
 
 class Staging:
-    """Files being written. ``done`` maps complete tensors to their checksums."""
+    """Files being written. ``done`` maps complete tensors to their checksums and what was noted of them."""
 
-    def __init__(self, home: Path, files: Sequence[Shard], journal: IO[str], done: dict[str, int]) -> None:
+    def __init__(self, home: Path, files: Sequence[Shard], journal: IO[str], done: dict[str, Done]) -> None:
         self.folder, self.done = home / "files", done
         self._journal = journal
         self._files = {
@@ -110,25 +113,25 @@ class Staging:
             done += os.pwrite(descriptor, raw[done:].data, place.start + offset + done)
         return elementwise.checksum(raw, offset)
 
-    def complete(self, name: str, checksum: int) -> None:
-        """Note that all of ``name`` is written."""
-        self.done[name] = checksum
-        self._journal.write(json.dumps([name, checksum], ensure_ascii=False) + "\n")
+    def complete(self, name: str, checksum: int, noted: int = 0) -> None:
+        """Note that all of ``name`` is written, and a number to be kept with that."""
+        self.done[name] = checksum, noted
+        self._journal.write(json.dumps([name, checksum, noted], ensure_ascii=False) + "\n")
         self._journal.flush()
 
     def verify(self, threads: int) -> None:
         """Read everything again. Raises BadFileError for a tensor that is not as it was written."""
 
         def check(name: str) -> None:
-            if self._checksum(name) != self.done[name]:
+            if not self.sound(name):
                 raise BadFileError(f"{name} does not read back as written; is the disk sound?")
 
         for _ in in_order(check, list(self._places), threads):
             pass
 
     def sound(self, name: str) -> bool:
-        """Whether a tensor that an earlier run wrote is as its journal says."""
-        return self._checksum(name) == self.done[name]
+        """Whether a complete tensor reads back as the journal says."""
+        return self._checksum(name) == self.done[name][0]
 
     def forget(self, name: str) -> None:
         del self.done[name]
@@ -235,7 +238,7 @@ def _lines(home: Path) -> list[Any]:
     return [line for line in lines if line is not None]
 
 
-def _prepare(home: Path, files: Sequence[Shard], fingerprint: str, target: Path) -> dict[str, int]:
+def _prepare(home: Path, files: Sequence[Shard], fingerprint: str, target: Path) -> dict[str, Done]:
     """Make the files and the journal where they are not there yet; returns what the journal says is done."""
     folder = home / "files"
     lines = _lines(home)
@@ -243,8 +246,8 @@ def _prepare(home: Path, files: Sequence[Shard], fingerprint: str, target: Path)
         sizes = {found.name: found.stat().st_size for found in folder.iterdir()} if folder.is_dir() else {}
         if all(sizes.get(shard.name) == shard.nbytes for shard in files):
             names = {name for shard in files for name in shard.places}
-            pairs = (line for line in lines[1:] if isinstance(line, list) and len(line) == 2)
-            return {name: checksum for name, checksum in pairs if name in names}
+            told = (line for line in lines[1:] if isinstance(line, list) and len(line) == 3)
+            return {name: (checksum, noted) for name, checksum, noted in told if name in names}
         shutil.rmtree(home)
     atomic.check_room(target, sum(shard.nbytes for shard in files))
     home.mkdir(exist_ok=True)

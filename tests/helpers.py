@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
+from paring import registry
 from paring.adapters.view import Adapter
 from paring.atomic import atomic_file, atomic_folder
 from paring.checkpoint import write_safetensors
 from paring.dtypes import STORAGE, Stored
 from paring.factors import factor_names
+from paring.kernels import merging
+from paring.merging.models import Blend, Chunk, Models, Target
+from paring.merging.sources import Entry
 from tests.make_golden import LORA
 
 #: name -> (dtype, shape), for files of a few small tensors
@@ -62,6 +66,61 @@ def covered(adapter: Adapter) -> Adapter:
 
 def why(adapter: Adapter) -> dict[str, str]:
     return {tensor.name: tensor.why for tensor in adapter.carried}
+
+
+class Memory:
+    """A source for merging rules: fp32 arrays by name."""
+
+    path = Path("memory")
+
+    def __init__(self, arrays: Mapping[str, Any]) -> None:
+        self._arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+        self.tensors = {name: Entry(array.shape, "F32") for name, array in self._arrays.items()}
+
+    def read(self, name: str, start: int, stop: int, buffer: Any) -> Any:
+        return self._arrays[name].reshape(-1)[start:stop]
+
+    def close(self) -> None:
+        pass
+
+
+def merged(
+    rule: str,
+    arrays: Sequence[Mapping[str, Any]],
+    weights: Sequence[float] | None = None,
+    /,
+    *,
+    threads: int = 1,
+    seeds: Sequence[str] = (),
+    **options: Any,
+) -> dict[str, Any]:
+    """What a merging rule makes of models, or of deltas, that are arrays in memory."""
+    method = registry.load("merge", rule)
+    sources = [Memory(model) for model in arrays]
+    each = tuple(weights or [1.0] * len(sources))
+    targets = [
+        Target(name, entry.shape, "F32", (None, *[name] * len(sources)), each)
+        for name, entry in sources[0].tensors.items()
+    ]
+    updates = frozenset(range(1, len(sources) + 1))
+    models = Models(targets, [None, *sources], True, updates, method.unit, threads, seeds)
+    result = method.function(models, **method.parse(options))
+
+    def write(chunks: Iterator[Chunk]) -> list[tuple[str, Any]]:
+        out = []
+        for chunk in chunks:
+            target = chunk.place.target
+            if isinstance(result, Blend):
+                found = result.chunk(chunk.vectors, chunk.place)
+            else:
+                found = merging.weighted_sum(chunk.vectors, result.coefficients(target))
+            out.append((target.name, found.copy()))
+        return out
+
+    parts: dict[str, list[Any]] = {target.name: [np.zeros(0, np.float32)] for target in targets}
+    for name, found in (pair for span in models.visit(write, models.spans()) for pair in span):
+        parts[name].append(found)
+    return {target.name: np.concatenate(parts[target.name]).reshape(target.shape) for target in targets}
 
 
 def names(folder: Path) -> list[str]:

@@ -189,28 +189,29 @@ class Models:
         ``positions(d)`` are 0-based ascending ranks among ``d`` values, m of them; ``of`` makes the values
         ``(models, k)`` from vectors, entry by entry (by default they are the vectors); ``signed`` orders
         numbers, else magnitudes. Returns fp32 ``(models, m)`` over the whole model or, with
-        ``scope="tensor"``, ``(tensors, models, m)``.
+        ``scope="tensor"``, ``(tensors, models, m)``; zeros where there are no entries.
         """
         if scope == "model":
-            return self._ranked(positions(self.numel), self.spans(), self.numel, of, signed, self.threads)
-
-        def one(index: int) -> F32:
-            n = self.targets[index].numel
-            return self._ranked(positions(n), self.spans([index]), n, of, signed, 1)
-
-        return np.stack(list(in_order(one, range(len(self.targets)), self.threads)))
+            return self._ranked(positions, range(len(self.targets)), of, signed, self.threads)
+        numbers = range(len(self.targets))
+        found = in_order(lambda i: self._ranked(positions, [i], of, signed, 1), numbers, self.threads)
+        return np.stack(list(found)) if self.targets else np.zeros((0, self.n, 0), np.float32)
 
     def _ranked(
         self,
-        positions: Sequence[int],
-        spans: Sequence[Span],
-        n: int,
+        positions: Callable[[int], Sequence[int]],
+        chosen: Sequence[int],
         of: Callable[[F32], F32] | None,
         signed: bool,
         threads: int,
     ) -> F32:
-        wanted = [ranks.Wanted(row, position) for row in range(self.n) for position in positions]
-        sample = self._sample if n > ranks.FEW and threads == self.threads else None
+        spans, n = self.spans(chosen), sum(self.targets[index].numel for index in chosen)
+        places = positions(max(n, 1))
+        if not n:
+            return np.zeros((self.n, len(places)), np.float32)
+        wanted = [ranks.Wanted(row, place) for row in range(self.n) for place in places]
+        whole = len(chosen) == len(self.targets)
+        sample = self._sample if whole and n > ranks.FEW else None
         if sample is not None and of is not None:
             sample = of(sample.copy())
 
@@ -225,7 +226,7 @@ class Models:
 
             return reduce(ranks.merge, self.visit(work, spans, threads))
 
-        return ranks.find(wanted, n, sample, run, signed=signed).reshape(self.n, len(positions))
+        return ranks.find(wanted, n, sample, run, signed=signed).reshape(self.n, len(places))
 
     @cached_property
     def _sample(self) -> F32:

@@ -23,7 +23,9 @@ def widen(bits: Bits, dtype: str, out: F32) -> bool:
 
 
 def narrow(values: F32, dtype: str, out: Bits) -> bool:
-    """Fill ``out (n,)`` with ``values (n,)`` rounded once, to nearest even; whether none has overflowed."""
+    """Fill ``out (n,)`` with ``values (n,)`` rounded once, to nearest even; whether all are finite.
+
+    What is in ``out`` where they are not is undefined."""
     from paring.kernels.elementwise import cpu
 
     return cpu.narrow(values, dtype, out)

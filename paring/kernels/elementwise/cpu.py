@@ -54,7 +54,7 @@ def widen(bits: Bits, dtype: str, out: F32) -> bool:
         return not _from_f16(bits.view(np.uint16), target, out)
     if dtype not in ("F32", "F64"):
         raise UnsupportedError(f"tensors of dtype {dtype} hold no floating-point values to work on")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         np.copyto(out, bits, casting="same_kind")
     return not _finite(target)
 
@@ -83,7 +83,7 @@ def narrow(values: F32, dtype: str, out: Bits) -> bool:
         return not _to_bf16(values.view(np.uint32), out)
     if dtype not in ("F64", "F32", "F16"):
         raise UnsupportedError(f"cannot write floating-point values as {dtype}")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         np.copyto(out.view(STORAGE[dtype]), values, casting="same_kind")
     if dtype == "F16":
         return not _finite_16(out.view(np.uint16))

@@ -11,7 +11,8 @@ from paring.kernels.elementwise import F32, Bits
 
 
 def widen(bits: Bits, dtype: str, out: F32) -> bool:
-    out[:] = Stored(dtype, bits).f32()
+    with np.errstate(invalid="ignore"):
+        out[:] = Stored(dtype, bits).f32()
     return bool(np.isfinite(out).all())
 
 
@@ -19,11 +20,8 @@ def narrow(values: F32, dtype: str, out: Bits) -> bool:
     try:
         out[:] = from_f32(values, dtype).data
     except BadValueError:
-        with np.errstate(over="ignore"):
-            big = np.abs(values) > 1
-            out[:] = from_f32(np.where(big, 0, values), dtype).data
         return False
-    return True
+    return bool(np.isfinite(values).all())
 
 
 def unmoved(update: F32, before: Bits, after: Bits) -> int:
