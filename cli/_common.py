@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from paring.sizes import parse_size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,6 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 output_file = click.option("-o", "--output", metavar="OUT", help="Where to write.")
 threads = click.option("--threads", type=int, metavar="N", help="Threads to use.  [default: all processors]")
+memory_help = "Memory to work in, such as 2GiB.  [default: half of what is free]"
 overwrite = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 dry_run = click.option("--dry-run", is_flag=True, help="Do everything but write.")
 device = click.option(
@@ -32,19 +34,12 @@ class Bytes(click.ParamType[int]):
     """A size in bytes: ``5GB``, ``300MiB``, ``2e9``."""
 
     name = "size"
-    _UNITS: ClassVar = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"([\d.]+(?:e\d+)?)\s*([kmgt]?)(i?)b?", str(value).strip().lower())
-        try:
-            number = float(found[1]) if found else 0.0
-        except ValueError:
-            number = 0.0
-        if found is None or not 0 < number < 1e18:
+        size = value if isinstance(value, int) else parse_size(str(value))
+        if size is None:
             self.fail(f"{value!r} is not a size such as 5GB or 300MiB", param, ctx)
-        return int(number * (1024 if found[3] else 1000) ** self._UNITS[found[2]])
+        return size
 
 
 def shown(function: F) -> F:

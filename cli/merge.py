@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from paring.report import Report
 
 _DEFAULT = "linear"
+_RECIPES = (".yaml", ".yml")
+#: what may stand beside a recipe: nothing that changes a bit of the result
+_BESIDE = (
+    "models", "output", "threads", "memory", "device", "dry_run", "overwrite", "as_json", "quiet", "verbose",
+    "debug",
+)  # fmt: skip
+#: the options of a search
+_SPACE = ("trials", "low", "high", "anchors", "search_seed", "minimise")
 
 
 @click.command(
@@ -38,13 +46,32 @@ _DEFAULT = "linear"
     help="Tensors of adapters that are not factors and differ.",
 )  # fmt: skip
 @click.option(
+    "--tokenizer", metavar="base|union|MODEL",
+    help="Vocabulary of the result: embeddings are matched by token.  [default: all have the same]",
+)  # fmt: skip
+@click.option(
     "--shard-size", type=common.Bytes(), default="5GB", show_default=True, metavar="SIZE",
     help="Of an output file, at most.",
 )  # fmt: skip
 @click.option(
+    "--search", "score", metavar="COMMAND",
+    help="Search the weights that this command scores best: {} in it is a merged model, the last number it "
+    "prints the score.",
+)  # fmt: skip
+@click.option("--trials", type=int, default=30, show_default=True, help="How many weights a search tries.")
+@click.option("--low", type=float, default=0.0, show_default=True, help="The least weight of a search.")
+@click.option("--high", type=float, default=1.5, show_default=True, help="The largest weight of a search.")
+@click.option(
+    "--anchors", type=int, default=1, show_default=True,
+    help="Weights a model in a search, spread over its layers.",
+)  # fmt: skip
+@click.option("--search-seed", type=int, default=0, show_default=True, help="Of a search.")
+@click.option("--minimise", is_flag=True, help="The best score of a search is the least.")
+@click.option(
     "-o", "--output", required=True, metavar="OUT", help="A folder, or one file that ends in .safetensors."
 )
 @common.threads
+@click.option("--memory", type=common.Bytes(), metavar="SIZE", help=common.memory_help)
 @common.device
 @common.dry_run
 @common.overwrite
@@ -53,13 +80,14 @@ def command(
     models: tuple[str, ...],
     output: str,
     weights: str | None,
+    score: str | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
     debug: bool,
     **given: Any,
 ) -> int:
-    """Merge checkpoints or adapters.
+    """Merge checkpoints or adapters, or as a recipe says (docs/recipes.md).
 
     Adapters alone give an adapter, whose rank suffices for their weighted sum; with --into they are folded
     into a checkpoint. Killed or interrupted, the same command goes on where it was.
@@ -67,19 +95,80 @@ def command(
     \b
     merge a/ b/ c/ --method ties --base base/ -o merged/
     merge lora-a/ lora-b/ --weights .7,.3 -o lora/
+    merge recipe.yaml -o merged/
     """
     from paring import api
     from paring.merging import weights as parsing
 
-    arguments = methods.arguments("merge", given)
-    parsed = None if weights is None else parsing.parse(weights, len(models), 1.0)
-    with common.progress(f"merging {len(models)} models", quiet=quiet, verbose=verbose):
-        report = api.merge(models, output, weights=parsed, **arguments)
+    space = {name: given.pop(name) for name in _SPACE}
+    if score is not None:
+        return _search(models, output, score, space, weights, as_json, quiet, verbose, given)
+    if any(model.endswith(_RECIPES) for model in models):
+        _refuse_beside(models)
+        how = {name: given[name] for name in ("threads", "memory", "device", "dry_run", "overwrite")}
+        with common.progress(f"merging as {models[0]} says", quiet=quiet, verbose=verbose):
+            report = api.merge_recipe(models[0], output, **how)
+    else:
+        arguments = methods.arguments("merge", given)
+        parsed = None if weights is None else parsing.parse(weights, len(models), 1.0)
+        with common.progress(f"merging {len(models)} models", quiet=quiet, verbose=verbose):
+            report = api.merge(models, output, weights=parsed, **arguments)
     if as_json:
         common.print_json(report)
     elif not quiet:
         _show(report, verbose)
     return 0
+
+
+def _search(
+    models: tuple[str, ...],
+    output: str,
+    score: str,
+    space: dict[str, Any],
+    weights: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    given: dict[str, Any],
+) -> int:
+    from paring import api
+    from paring.merging.search import Space
+
+    if weights is not None or given.pop("dry_run"):
+        raise click.UsageError("--search finds the weights: leave out --weights and --dry-run")
+    given.pop("device")
+    seed, minimise = space.pop("search_seed"), space.pop("minimise")
+    wanted = Space(**space, seed=seed, maximise=not minimise)
+    with common.progress(f"searching {wanted.trials} trials", quiet=quiet, verbose=verbose):
+        found = api.search(models, output, score, space=wanted, **methods.arguments("merge", given))
+    if as_json:
+        common.print_json(found)
+    elif not quiet:
+        rows = common.table("trial", "score", "weights", "state")
+        sign = 1 if minimise else -1
+        for trial in sorted(found.trials, key=lambda t: (t.score is None, sign * (t.score or 0))):
+            told = "-" if trial.score is None else f"{trial.score:.5g}"
+            rows.add_row(str(trial.number), told, _numbers(trial.weights), trial.state)
+        common.console().print(rows)
+        _show(found.merge, verbose)
+    return 0
+
+
+def _numbers(weights: list[Any]) -> str:
+    parts = (w if isinstance(w, list) else [w] for w in weights)
+    return ", ".join("→".join(f"{x:.3g}" for x in part) for part in parts)
+
+
+def _refuse_beside(models: tuple[str, ...]) -> None:
+    """Refuse models and options beside a recipe: all that makes the result stands in it."""
+    if len(models) > 1:
+        raise click.UsageError("a recipe stands alone: name the models in it")
+    ctx = click.get_current_context()
+    for parameter in ctx.command.params:
+        name = parameter.name or ""
+        source = ctx.get_parameter_source(name)
+        if name not in _BESIDE and source is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{parameter.opts[0]} beside a recipe: write it in {models[0]}")
 
 
 def _show(report: Report, verbose: bool) -> None:
@@ -92,12 +181,21 @@ def _show(report: Report, verbose: bool) -> None:
     options = common.recipe_text(recipe.get("options") or {})
     rows = [("" if i else "inputs", common.short(path)) for i, path in enumerate(report.inputs)]
     rows += [("size", f"{common.size(report.bytes_in or 0)}{size}"), ("method", f"{report.method} {options}")]
+    if report.merged is not None:
+        along = f", {len(report.carried)} carried unchanged" if report.carried else ""
+        files = f", in {len(report.files)} files" if report.files else ""
+        rows.append(("tensors", f"{report.merged:,} merged{along}{files}"))
     if report.modules and report.error is not None:
         rows.append(("error", f"[bold]{report.error:.2g}[/] against the exact result (truncation, rounding)"))
     peak = common.size(report.peak_rss_bytes or 0)
     if not report.dry_run:
         rows.append(("took", f"{report.seconds:.1f} s and at most {peak} of memory, on {report.device}"))
     out.print(common.facts(*rows))
+    if report.carried and verbose:
+        listed = common.table("carried tensor", "bytes", "why")
+        for tensor in report.carried:
+            listed.add_row(common.short(tensor.name), f"{tensor.bytes:,}", common.short(tensor.why))
+        out.print(listed)
     if report.modules and verbose:
         table = common.table("module", "shape", "rank", "error")
         for m in report.modules:

@@ -19,6 +19,7 @@ from paring.registry import method
 @method(
     sees="weights",
     reference="Karcher: Riemannian Center of Mass and Mollifier Smoothing, CPAM 30 (1977)",
+    torch=True,
     invariants=("identity", "order", "homogeneous"),
 )
 def karcher(models: Models) -> Mix:

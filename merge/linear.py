@@ -17,6 +17,7 @@ from paring.registry import method
 @method(
     sees="weights",
     reference="Wortsman et al.: Model soups, arXiv:2203.05482",
+    torch=True,
     invariants=("identity", "order", "homogeneous"),
 )
 def linear(models: Models, *, normalise: bool = True) -> Mix:

@@ -19,6 +19,7 @@ from paring.registry import method
 @method(
     sees="deltas",
     reference="Jang, Yun, Han: Model Stock, arXiv:2403.19522, equation 5",
+    torch=True,
     invariants=("identity", "order", "homogeneous"),
 )
 def model_stock(models: Models) -> Mix:

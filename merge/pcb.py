@@ -36,6 +36,7 @@ Rule = Literal["E", "A", "N", "V", "paper"]
 @method(
     sees="deltas",
     reference="Du et al.: Parameter Competition Balancing for Model Merging, arXiv:2410.02396",
+    torch=True,
     invariants=("order",),
 )
 def pcb(models: Models, *, density: float = 0.1, rule: Rule = "E", clip: float | None = None) -> Blend:

@@ -18,6 +18,7 @@ from paring.registry import method
 @method(
     sees="weights",
     reference="Shoemake: Animating Rotation with Quaternion Curves, SIGGRAPH 1985",
+    torch=True,
     invariants=("order", "homogeneous"),
 )
 def slerp(models: Models, *, t: float = 0.5) -> Mix:

@@ -16,6 +16,7 @@ from paring.registry import method
 @method(
     sees="deltas",
     reference="Ilharco et al.: Editing Models with Task Arithmetic, arXiv:2212.04089, section 2",
+    torch=True,
     invariants=("identity", "order", "cancel", "homogeneous"),
 )
 def task_arithmetic(models: Models) -> Mix:

@@ -26,6 +26,7 @@ from paring.registry import method
 @method(
     sees="deltas",
     reference="Yadav, Tam, Choshen, Raffel, Bansal: TIES-Merging, arXiv:2306.01708, algorithm 1",
+    torch=True,
     invariants=("order", "homogeneous"),
 )
 def ties(
@@ -56,8 +57,7 @@ def ties(
         return found
 
     def votes(chunk: F32, place: Place) -> F64:
-        elected = merging.elected(chunk, of(place), place.weights, sign)
-        return np.array(elected.sum(dtype=np.float64))
+        return np.array(merging.majority(chunk, of(place), place.weights, sign))
 
     majority = float(np.sign(models.totals(votes))) if cancelled == "majority" and models.n > 1 else 0.0
     return Blend(lambda chunk, place: merging.ties(chunk, of(place), place.weights, sign, combine, majority))

@@ -1,8 +1,10 @@
-"""Devices: ``cpu`` and ``cuda``; others are refused by name."""
+"""Devices: ``cpu`` and ``cuda``, others are refused by name; and how much memory there is."""
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 from paring.errors import OptionError, UnsupportedError
 
@@ -23,3 +25,23 @@ def pick(device: str) -> str:
     if not torch.cuda.is_available():
         raise UnsupportedError(f"--device {device}: this machine has no CUDA device that torch can use")
     return device
+
+
+def free_memory() -> int:
+    """Bytes of memory that a process may still take: what the system says is available, within its cgroup's
+    limit; 4 GiB where nothing tells.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        try:
+            free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        except (ValueError, OSError, AttributeError):
+            return 4 << 30
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no limit is the word "max"
+        return free
+    return max(0, min(free, limit - used))

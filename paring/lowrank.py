@@ -95,3 +95,53 @@ def balanced(A: Floats, B: Floats) -> tuple[F64, F64]:
     A2, B2 = np.zeros(A.shape), np.zeros(B.shape)
     A2[: len(s)], B2[:, : len(s)] = root[:, None] * V, U * root
     return A2, B2
+
+
+def leading(
+    D: npt.NDArray[np.float32], *, rank: int | None = None, energy: float = 1.0, seed: int = 0
+) -> tuple[Floats, F64, Floats]:
+    """Leading components ``D ~ U @ diag(s) @ V`` of a dense fp32 matrix: the fewest that hold the share
+    ``energy`` of ``||D||^2``, at most ``rank``; with ``energy`` 1 and a rank, just that many.
+
+    As :func:`truncated`, but few components of a large matrix are found in fp32, which spares a copy of it in
+    fp64, and in sketches that double until they hold enough: then the share is counted on what was found, so
+    that the rank is at most a little larger than the least one.
+    """
+    if D.shape[0] > D.shape[1]:
+        V_, s, U_ = leading(np.ascontiguousarray(D.T), rank=rank, energy=energy, seed=seed)
+        return U_.T, s, V_.T
+    fixed = rank is not None and energy >= 1
+    most = min(len(D), rank or len(D))
+    total = sum(float(np.vdot(row, row)) for row in (line.astype(np.float64) for line in D))
+    size = most if fixed else min(most, 32)
+    while len(D) > _WHOLE and 4 * size <= len(D):
+        U, s, V = _sketched(D, size, seed)
+        k = size if fixed else _enough(s**2, total, energy)
+        if k < size or size == most:
+            return U[:, :k], s[:k], V[:k]
+        size = min(2 * size, most)
+    gram, step = np.zeros((len(D), len(D))), max(1, (1 << 22) // max(1, len(D)))
+    for start in range(0, D.shape[1], step):
+        part = D[:, start : start + step].astype(np.float64)
+        gram += part @ part.T
+    values, vectors = np.linalg.eigh(gram)
+    k = most if fixed else min(most, _enough(np.maximum(values[::-1], 0), total, energy))
+    Q = vectors[:, ::-1][:, :k]
+    inner_U, s, V = np.linalg.svd(Q.T @ D, full_matrices=False)
+    return Q @ inner_U, s, V
+
+
+def _enough(squares: F64, total: float, energy: float) -> int:
+    """How many of the falling ``squares`` hold their share of ``total``, to fp64 rounding; all if none do."""
+    short = total - np.cumsum(squares) > (1 - energy + 1e-13) * total
+    return min(len(squares), int(short.sum()) + 1)
+
+
+def _sketched(D: npt.NDArray[np.float32], rank: int, seed: int) -> tuple[Floats, F64, Floats]:
+    """Randomised subspace iteration as in :func:`truncated`, products in fp32."""
+    rng = np.random.Generator(np.random.Philox(seed))
+    Q = np.linalg.qr(D @ rng.standard_normal((D.shape[1], rank + 10), np.float32))[0]
+    for _ in range(6):
+        Q = np.linalg.qr(D @ np.linalg.qr(D.T @ Q)[0])[0]
+    U, s, V = np.linalg.svd(Q.T @ D, full_matrices=False)
+    return (Q @ U)[:, :rank], s[:rank].astype(np.float64), V[:rank]

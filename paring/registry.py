@@ -75,6 +75,7 @@ class Method:
     options: Mapping[str, Option]
     presets: Mapping[str, Mapping[str, Any]]
     unit: Unit = "element"
+    torch: bool = False
     invariants: tuple[str, ...] = ()
 
     @property
@@ -97,6 +98,7 @@ def method(
     reference: str,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
     unit: Unit = "element",
+    torch: bool = False,
     invariants: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare a function as the method of the file it stands in.
@@ -104,12 +106,12 @@ def method(
     ``sees`` says what it is given (weights, deltas or modules), ``reference`` where it comes from. Its
     keyword-only arguments become options; the docstring's ``Options:`` section gives one line of help each
     (``name: help``). ``presets`` are named sets of options; each becomes a flag (``--paper``). ``unit`` is
-    what a merging rule must see at once: element, row or tensor; ``invariants`` are what its contract test
-    holds it to.
+    what a merging rule must see at once: element, row or tensor; ``torch`` that its chunks may be torch
+    tensors on a GPU; ``invariants`` are what its contract test holds it to.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        function.__paring__ = (sees, reference, presets or {}, unit, invariants)  # type: ignore[attr-defined]
+        function.__paring__ = (sees, reference, presets or {}, unit, torch, invariants)  # type: ignore[attr-defined]
         return function
 
     return decorate
@@ -119,7 +121,7 @@ def describe(function: Callable[..., Any], kind: str, name: str) -> Method:
     """Read a decorated function's signature and docstring. Raises TypeError for any other function."""
     if not hasattr(function, "__paring__"):
         raise TypeError(f"{kind} method {name}: {function!r} is not decorated with @method")
-    sees, reference, presets, unit, invariants = function.__paring__
+    sees, reference, presets, unit, torch, invariants = function.__paring__
     hints = typing.get_type_hints(function)
     text = inspect.getdoc(function) or ""
     section = text.partition("Options:")[2]
@@ -130,7 +132,7 @@ def describe(function: Callable[..., Any], kind: str, name: str) -> Method:
             line = " ".join(found[1].split()) if found else ""
             kinds, choices = _alternatives(hints[parameter.name])
             options[parameter.name] = Option(parameter.name, kinds, choices, parameter.default, line)
-    return Method(kind, name, function, sees, reference, options, presets, unit, invariants)
+    return Method(kind, name, function, sees, reference, options, presets, unit, torch, invariants)
 
 
 def _alternatives(hint: Any) -> tuple[tuple[type, ...], tuple[str, ...]]:

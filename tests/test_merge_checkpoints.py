@@ -147,6 +147,8 @@ def test_a_dry_run_writes_nothing(models, tmp_path):
     report = merge(tuned, tmp_path / "out", method="pcb", base=base, dry_run=True)
     assert names(tmp_path) == before
     assert report.dry_run and report.bytes_out
+    assert report.merged == len(SHAPES)
+    assert [(tensor.name, tensor.bytes) for tensor in report.carried] == [("model.position_ids", 72)]
     merge(tuned, tmp_path / "out", method="pcb", base=base)
     assert report.bytes_out == sum(f.stat().st_size for f in (tmp_path / "out").glob("*.safetensors"))
 
@@ -292,3 +294,28 @@ def test_an_input_that_changes_meanwhile(models, tmp_path, monkeypatch):
 
     monkeypatch.setattr(run, "_merge", meddled)
     refused(BadFileError, "was changed after it was opened", tmp_path, tuned, tmp_path / "out")
+
+
+def test_memory_is_kept_to_or_refused(models, tmp_path):
+    base, tuned = models
+    merge(tuned, tmp_path / "a", method="ties", base=base)
+    merge(tuned, tmp_path / "b", method="ties", base=base, memory=3_000_000)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    refused(
+        OptionError,
+        "--memory 1000: a tensor of this merge takes",
+        tmp_path,
+        tuned,
+        tmp_path / "c",
+        memory=1000,
+    )
+
+
+def test_a_full_disk_is_refused_before_anything_is_read(models, tmp_path, monkeypatch):
+    from collections import namedtuple
+
+    _, tuned = models
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("paring.atomic.shutil.disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+    monkeypatch.setattr("paring.merging.run.run", None)
+    refused(OutputError, "no room for", tmp_path, tuned, tmp_path / "out")

@@ -10,7 +10,7 @@ from tests.helpers import merged
 from tests.test_merge_rules import MODELS, SHAPES, flat
 
 #: without what does more than make one vector of several
-RULES = [rule for rule in registry.names("merge") if rule not in ("emr", "passthrough")]
+RULES = [rule for rule in registry.names("merge") if rule != "passthrough"]
 PAIRS = ("slerp", "nuslerp")
 SEEDS = ("first", "second", "third")
 

@@ -264,3 +264,22 @@ def test_tensors_without_entries_have_no_thresholds(rule):
     options = {"trim": "tensor"} if rule == "ties" else {}
     found = merged(rule, arrays, [1.0, 1.0], **options)
     assert found["a"].size == 0 and found["b"].any()
+
+
+@pytest.mark.parametrize("task", [1, 2, 3])
+def test_emr_gives_each_model_back_by_mask_and_scale(task):
+    found = flat(merged("emr", MODELS, task=task))
+    tau = np.stack([flat(model) for model in MODELS]).astype(np.float64)
+    gamma = np.where(tau.sum(axis=0) > 0, 1.0, -1.0)
+    unified = gamma * np.where(tau * gamma > 0, np.abs(tau), 0).max(axis=0)
+    mask = tau[task - 1] * gamma > 0
+    scale = np.abs(tau[task - 1]).sum() / np.abs(mask * unified).sum()
+    np.testing.assert_allclose(found, scale * mask * unified, rtol=1e-4, atol=1e-6)
+    own = [np.linalg.norm(found - t) for t in tau]
+    assert int(np.argmin(own)) == task - 1, "nearest to its own model"
+
+
+def test_emr_counts_tasks_from_one():
+    for task in (0, 4):
+        with pytest.raises(OptionError, match=f"--task {task}: there are 3 models"):
+            merged("emr", MODELS, task=task)

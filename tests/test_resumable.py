@@ -130,7 +130,8 @@ def test_what_a_power_cut_lost_is_written_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", '{"fingerprint": "x"}\n["a", 1, 0]\n["zz", 2, 0]\n["b"', '{"fingerprint": "x"}\n3\n["a"]\n']
+    "text",
+    ["", "{", '{"fingerprint": "x"}\n["a", 1, 0]\n["zz", 2, 0]\n["b"', '{"fingerprint": "x"}\n3\n["a"]\n'],
 )
 def test_a_journal_that_was_cut_short(tmp_path, text):
     with pytest.raises(Killed):

@@ -21,10 +21,11 @@ from paring.adapters.view import Carried, LowRank, Vector
 from paring.coding import Factors
 from paring.dtypes import Stored, from_f32
 from paring.errors import OptionError, UnsupportedError
+from paring.merging.chunks import on_cpu
+from paring.merging.inputs import Model
 from paring.merging.models import F32, F64, Mix, Models, Result, Target
-from paring.merging.modules import key
+from paring.merging.modules import Joint, key
 from paring.merging.outcome import Outcome, write
-from paring.merging.plan import Model
 from paring.merging.planning import Request, alike, check
 from paring.merging.sources import Source, Updates
 from paring.merging.weights import Weighting, layers_in, parse
@@ -36,27 +37,6 @@ from paring.stream import in_order
 _NOTHING = 1e-6
 
 
-@dataclass(frozen=True, slots=True)
-class Joint:
-    """One module of the result: its name there, its factors' names, its shape, what each model has of it."""
-
-    key: str
-    name: str
-    tensors: tuple[str, ...]
-    shape: tuple[int, int]
-    parts: tuple[LowRank | Vector | None, ...]
-
-    @property
-    def is_vector(self) -> bool:
-        return len(self.tensors) == 1
-
-    @property
-    def rank(self) -> int:
-        """The rank that suffices for a weighted sum."""
-        total = sum(part.rank for part in self.parts if isinstance(part, LowRank))
-        return max(1, min(total, *self.shape))
-
-
 def merge(
     request: Request,
     models: Sequence[Model],
@@ -65,6 +45,8 @@ def merge(
     overwrite: bool,
     dry_run: bool,
     threads: int | None,
+    known: dict[Any, Any] | None = None,
+    device: str = "cpu",
 ) -> Report:
     """Merge ``models``, all adapters, to the adapter ``output``.
 
@@ -73,9 +55,12 @@ def merge(
     """
     started = time.perf_counter()
     method, options = check(request)
+    if request.tokenizer is not None:
+        raise OptionError("--tokenizer is for checkpoints: merged adapters keep the vocabulary of their base")
     joints = _join(models)
     weights = parse(request.weights, len(models), 1.0)
     weighting = Weighting(weights, tuple(request.patterns), layers_in({j.name: None for j in joints}))
+    weighting.refuse_unused([joint.name for joint in joints])
     carried = _carried(models, request.carried)
     outcome = Outcome(models[0], output, overwrite, request)
     outcome.refuse()
@@ -84,6 +69,7 @@ def merge(
     merged: list[Merged] = []
     if not dry_run:
         view = _view(joints, models, weighting, method.unit, thread_count(threads), "seed" in options)
+        view.known, view.device = view.known if known is None else known, device
         rule: Result = method.function(view, **options)
         merged = _merge_all(view, rule, joints, outcome)
         tensors = {name: tensor for part in merged for name, tensor in part.tensors.items()}
@@ -102,7 +88,7 @@ def merge(
         warnings=warnings,
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
-        device="cpu",
+        device=device,
         dry_run=dry_run or None,
     )
 
@@ -304,9 +290,9 @@ def _dense(view: Models, rule: Result, index: int) -> F32:
         for chunk in chunks:
             start, stop = chunk.place.start, chunk.stop
             if isinstance(rule, Mix):
-                out[start:stop] = merging.weighted_sum(chunk.vectors, rule.coefficients(target))
+                out[start:stop] = on_cpu(merging.weighted_sum(chunk.vectors, rule.coefficients(target)))
             else:
-                out[start:stop] = rule.chunk(chunk.vectors, chunk.place)
+                out[start:stop] = on_cpu(rule.chunk(chunk.vectors, chunk.place))
 
     for _ in view.visit(work, view.spans([index]), 1):
         pass

@@ -15,23 +15,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from paring import ranks
-from paring.dtypes import itemsize, numel
-from paring.errors import BadValueError
-from paring.kernels import elementwise, merging
+from paring.devices import free_memory
+from paring.dtypes import itemsize
+from paring.errors import OptionError
+from paring.kernels import merging
+from paring.merging.chunks import F32, F64, Chunk, Desk, Place, Span, Target, on_cpu
 from paring.merging.sources import Source
 from paring.registry import Unit
 from paring.stream import CHUNK, in_order
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
+__all__ = ["F32", "F64", "Blend", "Chunk", "Mix", "Models", "Place", "Result", "Scope", "Span", "Target"]
+
 T = TypeVar("T")
 
 #: entries of a tensor that are read at once
@@ -40,37 +41,6 @@ SPAN = 16 * CHUNK
 _PIECE = 64
 
 Scope = Literal["model", "tensor"]
-#: entries as stored, flat, and their dtype
-Read = tuple[npt.NDArray[Any], str]
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A tensor of the result, and its name in each model; ``names[0]`` is the base's, None without one."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    names: tuple[str | None, ...]
-    weights: tuple[float, ...]
-
-    @property
-    def numel(self) -> int:
-        return numel(self.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a chunk stands: in ``target``, from flat entry ``start`` on; ``index`` numbers the tensor."""
-
-    target: Target
-    index: int
-    start: int
-
-    @property
-    def weights(self) -> F64:
-        """The models' weights for this tensor ``(models,)``."""
-        return np.array(self.target.weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,35 +60,13 @@ class Blend:
 Result = Mix | Blend
 
 
-@dataclass(slots=True)
-class Chunk:
-    """One chunk being read: ``vectors (models, k)``, ``base (k,)`` or None, ``bits`` of the base."""
-
-    place: Place
-    vectors: F32
-    base: F32 | None
-    base_bits: npt.NDArray[Any] | None
-
-    @property
-    def stop(self) -> int:
-        return int(self.place.start + self.vectors.shape[1])
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Entries ``start:stop`` of the tensor number ``index``: what one thread works on."""
-
-    index: int
-    start: int
-    stop: int
-
-
 @dataclass(eq=False)
 class Models:
     """The models of one merge. ``sources[0]`` is the base or None; rules see the others, ``n`` of them.
 
     ``deltas`` says whether vectors are differences from the base; sources in ``updates`` are differences
-    already. ``seeds`` are digests that tell models apart, for random numbers.
+    already. On another ``device`` than the CPU, chunks are torch tensors there, of whole spans. ``seeds`` are
+    digests that tell models apart, for random numbers.
     """
 
     targets: Sequence[Target]
@@ -128,6 +76,10 @@ class Models:
     unit: Unit = "element"
     threads: int = 1
     seeds: Sequence[str] = ()
+    #: what passes found that no weight has a part in; the same models with other weights may share it
+    known: dict[Any, Any] = field(default_factory=dict, repr=False)
+    device: str = "cpu"
+    _asked: int = field(default=0, init=False, repr=False)
 
     @property
     def n(self) -> int:
@@ -139,6 +91,32 @@ class Models:
         """Entries of one model's vector over all tensors."""
         return sum(target.numel for target in self.targets)
 
+    def desk_bytes(self) -> int:
+        """The most memory that one thread works in: a span of every source as stored and of the result, and
+        a chunk of every vector in fp32, with room for what a rule makes of it.
+        """
+        spare = 8 if self.unit == "tensor" else 3  # decompositions work in fp64
+        most = 0
+        for target in self.targets:
+            chunk, span = (min(size, target.numel) for size in self.grain(target))
+            stored = itemsize(target.dtype)
+            for source, name in zip(self.sources, target.names, strict=True):
+                if source is not None and name is not None:
+                    stored += itemsize(source.tensors[name].dtype)
+            most = max(most, span * stored + 4 * chunk * (len(self.sources) + spare))
+        return most
+
+    def fit(self, memory: int | None) -> None:
+        """Let no more threads work at once than fit ``memory`` bytes, by default half of what is free.
+
+        Raises OptionError when one alone does not fit what was asked.
+        """
+        need = self.desk_bytes()
+        if memory is not None and need > memory:
+            raise OptionError(f"--memory {memory}: a tensor of this merge takes {need} bytes to work on")
+        room = memory if memory is not None else free_memory() // 2
+        self.threads = max(1, min(self.threads, room // max(1, need)))
+
     def grain(self, target: Target) -> tuple[int, int]:
         """Entries of a chunk and of a span of this tensor, by the rule's unit."""
         if self.unit == "tensor":
@@ -147,7 +125,7 @@ class Models:
             row = max(1, target.shape[-1])
             chunk = max(1, CHUNK // row) * row
             return chunk, max(1, SPAN // chunk) * chunk
-        return CHUNK, SPAN
+        return (CHUNK if self.device == "cpu" else SPAN), SPAN
 
     def spans(self, chosen: Sequence[int] | None = None) -> list[Span]:
         """All spans, in order of tensors and entries."""
@@ -171,10 +149,17 @@ class Models:
 
         def one(span: Span) -> T:
             if not hasattr(desks, "own"):
-                desks.own = _Desk(self)
-            return work(desks.own.chunks(span))
+                desks.own = self._desk()
+            return work(self._chunks(desks.own, span))
 
         return in_order(one, spans, threads or self.threads)
+
+    def _desk(self) -> Desk:
+        return Desk(self.sources, self.deltas, self.updates, self.device)
+
+    def _chunks(self, desk: Desk, span: Span) -> Iterator[Chunk]:
+        target = self.targets[span.index]
+        return desk.chunks(target, span, self.grain(target)[0])
 
     def ranked(
         self,
@@ -191,11 +176,24 @@ class Models:
         numbers, else magnitudes. Returns fp32 ``(models, m)`` over the whole model or, with
         ``scope="tensor"``, ``(tensors, models, m)``; zeros where there are no entries.
         """
-        if scope == "model":
-            return self._ranked(positions, range(len(self.targets)), of, signed, self.threads)
         numbers = range(len(self.targets))
-        found = in_order(lambda i: self._ranked(positions, [i], of, signed, 1), numbers, self.threads)
-        return np.stack(list(found)) if self.targets else np.zeros((0, self.n, 0), np.float32)
+
+        def found() -> F32:
+            if scope == "model":
+                return self._ranked(positions, numbers, of, signed, self.threads)
+            each = in_order(lambda i: self._ranked(positions, [i], of, signed, 1), numbers, self.threads)
+            return np.stack(list(each)) if self.targets else np.zeros((0, self.n, 0), np.float32)
+
+        known: F32 = self._once((tuple(positions(max(1, self.numel))), signed, scope), found)
+        return known
+
+    def _once(self, what: Any, find: Callable[[], Any]) -> Any:
+        """What ``find`` gives, found once: a rule asks the same questions in the same order each time."""
+        self._asked += 1
+        key = (self._asked, what)
+        if key not in self.known:
+            self.known[key] = find()
+        return self.known[key].copy()
 
     def _ranked(
         self,
@@ -237,12 +235,12 @@ class Models:
         places = np.arange(0, self.numel - step + 1, step)
         places += (places // step * 40_503) % max(1, step - _PIECE)
         indices = np.searchsorted(ends, places, side="right")
-        desk = _Desk(self)
+        desk = self._desk()
         pieces = []
         for place, index in zip(places.tolist(), indices.tolist(), strict=True):
             start = place - int(ends[index]) + self.targets[index].numel
             span = Span(index, start, min(start + _PIECE, self.targets[index].numel))
-            pieces += [chunk.vectors.copy() for chunk in desk.chunks(span)]
+            pieces += [on_cpu(chunk.vectors) for chunk in self._chunks(desk, span)]
         return np.concatenate(pieces, axis=1)
 
     def totals(
@@ -275,77 +273,9 @@ class Models:
 
     def gram(self, *, scope: Scope = "tensor") -> F64:
         """Inner products of the models' vectors: ``(tensors, models, models)``, or ``(models, models)``."""
-        return self.totals(lambda chunk, place: merging.gram(chunk), scope=scope)
 
+        def find() -> F64:
+            return self.totals(lambda chunk, place: merging.gram(chunk), scope=scope)
 
-class _Desk:
-    """The memory that one thread works in."""
-
-    def __init__(self, models: Models) -> None:
-        self._models = models
-        self._raw: list[npt.NDArray[np.uint8]] = [np.empty(0, np.uint8) for _ in models.sources]
-        self._vectors = np.empty(0, np.float32)
-        self._base = np.empty(0, np.float32)
-
-    def chunks(self, span: Span) -> Iterator[Chunk]:
-        """Read a span, then hand out its chunks."""
-        models, target = self._models, self._models.targets[span.index]
-        bits = [self._read(number, name, span) for number, name in enumerate(target.names)]
-        size = min(models.grain(target)[0], span.stop - span.start)
-        if len(self._base) < size:
-            self._vectors, self._base = np.empty(models.n * size, np.float32), np.empty(size, np.float32)
-        for begin in range(0, span.stop - span.start, size):
-            end = min(begin + size, span.stop - span.start)
-            yield self._chunk(target, span, bits, begin, end)
-
-    def _read(self, number: int, name: str | None, span: Span) -> Read | None:
-        source = self._models.sources[number]
-        if source is None or name is None:
-            return None
-        dtype = source.tensors[name].dtype
-        nbytes = (span.stop - span.start) * itemsize(dtype)
-        if len(self._raw[number]) < nbytes:
-            self._raw[number] = np.empty(-(-nbytes // 4096) * 4096, np.uint8)
-        return source.read(name, span.start, span.stop, self._raw[number]), dtype
-
-    def _chunk(
-        self,
-        target: Target,
-        span: Span,
-        bits: Sequence[Read | None],
-        begin: int,
-        end: int,
-    ) -> Chunk:
-        models = self._models
-        place = Place(target, span.index, span.start + begin)
-        base = self._widened(0, bits[0], target, begin, end, self._base[: end - begin])
-        vectors = self._vectors[: models.n * (end - begin)].reshape(models.n, end - begin)
-        for i in range(models.n):
-            row = self._widened(i + 1, bits[i + 1], target, begin, end, vectors[i])
-            if row is None:
-                vectors[i] = 0.0  # an update that leaves this tensor alone
-            elif models.deltas and i + 1 not in models.updates:
-                assert base is not None, "deltas of weights need a base"
-                np.subtract(row, base, out=row)
-        raw = bits[0][0][begin:end] if bits[0] is not None else None
-        return Chunk(place, vectors, base, raw)
-
-    def _widened(
-        self,
-        number: int,
-        bits: Read | None,
-        target: Target,
-        begin: int,
-        end: int,
-        out: F32,
-    ) -> F32 | None:
-        if bits is None:
-            return None
-        if not elementwise.widen(bits[0][begin:end], bits[1], out):
-            source = self._models.sources[number]
-            assert source is not None
-            raise BadValueError(
-                f"{source.path}: {target.names[number]} holds NaN, infinity or a value too large for fp32: "
-                "this model is broken, get or train it again"
-            )
-        return out
+        found: F64 = self._once(("gram", scope), find)
+        return found

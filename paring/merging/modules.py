@@ -1,12 +1,13 @@
-"""Which weight of a base checkpoint each module of an adapter adapts."""
+"""Modules of several adapters side by side, and which weight of a base checkpoint each of them adapts."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from paring.adapters.view import Adapter, LowRank
+from paring.adapters.view import Adapter, LowRank, Vector
 from paring.dtypes import numel
 from paring.errors import UnsupportedError
 from paring.merging.sources import Entry
@@ -14,6 +15,27 @@ from paring.merging.sources import Entry
 _PREFIXES = re.compile(
     r"^(base_model\.model\.|lora_(unet|te\d?)_|unet\.|text_encoder\d?\.|transformer\.|diffusion_model\.)"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """One module of the result: its name there, its factors' names, its shape, what each model has of it."""
+
+    key: str
+    name: str
+    tensors: tuple[str, ...]
+    shape: tuple[int, int]
+    parts: tuple[LowRank | Vector | None, ...]
+
+    @property
+    def is_vector(self) -> bool:
+        return len(self.tensors) == 1
+
+    @property
+    def rank(self) -> int:
+        """The rank that suffices for a weighted sum."""
+        total = sum(part.rank for part in self.parts if isinstance(part, LowRank))
+        return max(1, min(total, *self.shape))
 
 
 def key(module: str) -> str:

@@ -17,11 +17,11 @@ from paring.decompressing import CONFIG, WEIGHTS, parse_dtype
 from paring.dtypes import Stored
 from paring.errors import BadFileError
 from paring.merging import record
-from paring.merging.plan import Model
+from paring.merging.inputs import Model
+from paring.merging.modules import Joint
 from paring.plan import refuse_sealed
 
 if TYPE_CHECKING:
-    from paring.merging.adapters import Joint
     from paring.merging.planning import Request
 
 _OURS = (WEIGHTS, CONFIG, "README.md")

@@ -11,15 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paring import adapters
-from paring.adapters.view import Adapter
-from paring.checkpoint import Checkpoint
 from paring.dtypes import FLOATS
 from paring.errors import UnsupportedError
+from paring.merging.inputs import Model
 from paring.merging.models import Target
 from paring.merging.sources import Entry
+from paring.merging.vocabularies.vocabulary import Vocabulary
 from paring.merging.weights import Weighting
-from paring.packed import open_source
 from paring.registry import Method
 from paring.resumable import Shard
 
@@ -28,28 +26,22 @@ SHARD_BYTES = 5_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """One input, opened: a checkpoint, or an adapter with its module view."""
-
-    path: Path
-    checkpoint: Checkpoint
-    adapter: Adapter | None
-
-    @property
-    def folder(self) -> Path:
-        """Where its configuration lies."""
-        return self.path if self.path.is_dir() else self.path.parent
-
-
-@dataclass(frozen=True, slots=True)
 class Copied:
-    """A tensor that is carried over bit for bit from ``source`` (0 is the base), and who else must agree."""
+    """A tensor that is carried over bit for bit from ``source`` (0 is the base), and who else must agree.
+
+    ``names`` are its names in the models where they are not its own.
+    """
 
     name: str
     source: int
     entry: Entry
     others: tuple[int, ...]
     why: str
+    names: Mapping[int, str] = field(default_factory=dict)
+
+    def named(self, model: int) -> str:
+        """Its name in a model."""
+        return self.names.get(model, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +63,10 @@ class MergePlan:
     threads: int
     recipe: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
+    #: what changes in the donor's configuration
+    config: dict[str, Any] = field(default_factory=dict)
+    #: with ``--tokenizer``, what the rows of embeddings stand for
+    vocabulary: Vocabulary | None = None
 
     @property
     def donor(self) -> Model:
@@ -79,21 +75,11 @@ class MergePlan:
 
     @property
     def bytes_in(self) -> int:
-        return sum(model.checkpoint.nbytes for model in self.models if model is not None)
+        return sum({model.path: model.checkpoint.nbytes for model in self.models if model}.values())
 
     @property
     def bytes_out(self) -> int:
         return sum(shard.nbytes for shard in self.files)
-
-
-def open_model(path: str | Path) -> Model:
-    """Open one input. Raises BadFileError, UnsupportedError."""
-    checkpoint = open_source(path)
-    adapter = adapters.read(checkpoint)
-    if adapter.dialect == "none":
-        return Model(Path(path), checkpoint, None)
-    adapter.refuse_problems()
-    return Model(Path(path), checkpoint, adapter)
 
 
 def align(
@@ -182,7 +168,7 @@ def _same_shape(models: Sequence[Model | None], name: str, found: Mapping[int, E
     where = _each(models, found, "shape")
     rests = {shape[1:] for shape in shapes}
     if len(rests) == 1 and any(word in name for word in ("emb", "wte", "shared", "lm_head", "head")):
-        raise UnsupportedError(f"{name} {where}: vocabularies differ; see --tokenizer")
+        raise UnsupportedError(f"{name} {where}: vocabularies differ; add --tokenizer base, or union")
     raise UnsupportedError(f"{name} {where}: these models have different architectures")
 
 

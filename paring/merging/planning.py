@@ -12,9 +12,13 @@ import paring
 from paring import atomic, registry
 from paring.decompressing import parse_dtype
 from paring.errors import OptionError, OutputError, UnsupportedError
+from paring.merging import configs
+from paring.merging import layers as numbered
+from paring.merging.inputs import Model
 from paring.merging.modules import weight_names
-from paring.merging.plan import SHARD_BYTES, Copied, MergePlan, Model, align, layout
+from paring.merging.plan import SHARD_BYTES, Copied, MergePlan, align, layout
 from paring.merging.sources import Entry
+from paring.merging.vocabularies.vocabulary import choose
 from paring.merging.weights import Weight, Weighting, layers_in, parse
 from paring.plan import refuse_sealed, thread_count
 from paring.registry import Method
@@ -41,6 +45,12 @@ class Request:
     tokenizer: str | None = None
     shard_size: int = SHARD_BYTES
     options: Mapping[str, Any] | None = None
+    #: of the base and of each model, the first layer and the one after the last
+    layers: Sequence[numbered.Layers] = ()
+    #: ``"last"``: the last model of a stack gives what follows the layers
+    tail: str | None = None
+    #: recipes of intermediate results, by the names that ``models`` and ``base`` may use
+    stages: Mapping[str, Mapping[str, Any]] | None = None
 
     def recipe(self) -> dict[str, Any]:
         """As JSON; what was left out is left out."""
@@ -66,7 +76,31 @@ def check(request: Request) -> tuple[Method, dict[str, Any]]:
         raise OptionError(f"--shard-size {request.shard_size}: at least 1")
     parse(request.weights, len(request.models), 1.0)
     parse_dtype(request.dtype)
+    for pattern, model, _ in request.patterns:
+        if not 0 <= model < len(request.models):
+            raise OptionError(f"weight of {pattern}: of model {model}, and there are {len(request.models)}")
+    _check_layers(request, method)
     return method, options
+
+
+def _check_layers(request: Request, method: Method) -> None:
+    if method.name == "passthrough":
+        if not request.layers:
+            raise OptionError("passthrough stacks layers: it takes a recipe with slices (docs/recipes.md)")
+        for name in ("base", "into", "tokenizer"):
+            if getattr(request, name) is not None:
+                raise OptionError(
+                    f"--{name} is not for passthrough, whose first slice gives what is in no layer"
+                )
+    elif request.tail is not None:
+        raise OptionError(f"tail is for passthrough, not for {method.name}")
+    if request.tail not in (None, "last"):
+        raise OptionError(f"tail {request.tail}: expected last")
+    if request.layers and len(request.layers) != len(request.models) + 1:
+        raise OptionError(f"layers are given for {len(request.layers)} inputs, the base and models")
+    for some in request.layers:
+        if some is not None and (len(some) != 2 or not 0 <= some[0] < some[1]):
+            raise OptionError(f"layers {list(some)}: expected the first and the one after the last")
 
 
 def plan_checkpoint(
@@ -87,7 +121,8 @@ def plan_checkpoint(
     deltas = method.sees != "weights" or any(model.adapter is not None for model in models)
     if deltas and base is None:
         raise OptionError(f"{method.name} works on deltas: add --base, the model that these were tuned from")
-    warnings = alike(opened)
+    stacked = method.name == "passthrough"
+    warnings = [] if stacked else alike(opened)
     whole = [model for model in opened if model is not None and model.adapter is None]
     entries = {name: Entry(info.shape, info.dtype) for name, info in whole[0].checkpoint.tensors.items()}
     tensors: list[Mapping[str, Entry] | None] = []
@@ -103,18 +138,41 @@ def plan_checkpoint(
         i for i, model in enumerate(opened) if model is not None and model.adapter is not None
     )
     weights = parse(request.weights, len(models), 1.0)
-    weighting = Weighting(weights, tuple(request.patterns), layers_in(entries))
-    targets, copied, more = align(
-        opened, tensors, updates, deltas, weighting, parse_dtype(request.dtype), request.missing
-    )
+    vocabulary = None
+    if request.tokenizer is not None:
+        named = request.base if request.base is not None else request.into
+        vocabulary = choose(request.tokenizer, opened, [named, *request.models], tensors)
+        tensors, warnings = vocabulary.entries(tensors), warnings + vocabulary.warnings
+    choice = None
+    if request.layers:
+        tail, stack = request.tail == "last", options.get("stack")
+        choice = numbered.choose(
+            opened, tensors, request.layers, stacked=stacked, tail=tail, stack=stack, cast=bool(request.dtype)
+        )
+        tensors, warnings = choice.tensors, warnings + choice.warnings
+    weighting = Weighting(weights, tuple(request.patterns), choice.count if choice else layers_in(entries))
+    dtype = parse_dtype(request.dtype)
+    more: list[str] = []
+    if choice and stacked:
+        targets, copied = numbered.stack(choice, opened, weighting, dtype)
+    else:
+        targets, copied, more = align(opened, tensors, updates, deltas, weighting, dtype, request.missing)
+    weighting.refuse_unused([*(target.name for target in targets), *(copy.name for copy in copied)])
+    if choice and not stacked:
+        targets, copied = choice.renamed(targets, copied)
     target = Path(output)
     single = target.suffix == ".safetensors"
+    if single and vocabulary and vocabulary.added:
+        raise OptionError("--tokenizer union makes a tokenizer: name a folder with -o, not a file")
     recipe = request.recipe()
     files = _files(request, targets, copied, whole[0], single, recipe)
     _refuse_output(target, single, [model for model in opened if model is not None], overwrite)
+    if not target.with_name(f".{target.name}.resume").exists():  # which has taken its room
+        atomic.check_room(target, sum(shard.nbytes for shard in files))
     return MergePlan(
         method, options, opened, deltas, weighting, request.scale, targets, copied, target, single, files,
         overwrite, thread_count(threads), recipe, [*warnings, *more],
+        configs.joined(choice.config if choice else {}, vocabulary.config if vocabulary else {}), vocabulary,
     )  # fmt: skip
 
 

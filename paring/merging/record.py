@@ -9,12 +9,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+#: the files of a tokenizer
+TOKENIZER = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken",
+    "spiece.model", "sentencepiece*.model", "chat_template*", "additional_chat_templates",
+)  # fmt: skip
 #: files beside a checkpoint that go with its configuration; anything else stays behind
 _BESIDE = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken",
-    "spiece.model", "sentencepiece*.model", "chat_template*", "modules.json", "sentence_bert_config.json",
-    "config_sentence_transformers.json", "1_Pooling",
+    *TOKENIZER, "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling",
 )  # fmt: skip
 RECIPE = "paring"
 
@@ -25,24 +28,29 @@ def metadata(donor: Mapping[str, str], recipe: Mapping[str, Any]) -> dict[str, s
     return {"format": "pt", **told, RECIPE: json.dumps(recipe, sort_keys=True, ensure_ascii=False)}
 
 
-def copy_beside(donor: Path, folder: Path, dtype: str | None) -> list[str]:
+def copy_beside(
+    donor: Path, folder: Path, dtype: str | None, changes: Mapping[str, Any] | None = None
+) -> list[str]:
     """Copy configuration and tokenizer files of the checkpoint folder ``donor``; returns their names.
 
-    With ``dtype`` (``bfloat16``) the configuration says so.
+    With ``dtype`` (``bfloat16``) the configuration says so; ``changes`` are made in it, mappings key by key.
     """
     names = []
     for found in sorted(donor.iterdir()):
         if any(fnmatchcase(found.name, pattern) for pattern in _BESIDE):
             if found.is_dir():
-                shutil.copytree(found, folder / found.name)
+                shutil.copytree(found, folder / found.name, dirs_exist_ok=True)  # a run taken up again
             else:
                 shutil.copyfile(found, folder / found.name)
             names.append(found.name)
     config = folder / "config.json"
-    if dtype and config.exists():
+    if (dtype or changes) and config.exists():
         told = json.loads(config.read_text(encoding="utf-8"))
-        told.pop("torch_dtype", None)
-        told["dtype"] = dtype
+        if dtype:
+            told.pop("torch_dtype", None)
+            told["dtype"] = dtype
+        for key, value in (changes or {}).items():
+            told[key] = {**told[key], **value} if isinstance(value, dict) else value
         config.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     return names
 

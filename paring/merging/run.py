@@ -15,36 +15,45 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paring.dtypes import STORAGE, itemsize
+from paring.dtypes import STORAGE, itemsize, numel
 from paring.errors import BadValueError, UnsupportedError
 from paring.kernels import elementwise, merging
 from paring.merging import record
-from paring.merging.models import Chunk, Mix, Models, Result, Span, Target
+from paring.merging.models import Chunk, Mix, Models, Result, Target
 from paring.merging.modules import transposed, weight_names
 from paring.merging.plan import Copied, MergePlan
 from paring.merging.sources import Entry, Source, Updates, Weights
-from paring.report import Report, peak_rss_bytes
+from paring.merging.vocabularies import files as vocabulary_files
+from paring.report import CarriedReport, Report, peak_rss_bytes
 from paring.resumable import Staging, index_of, staged
 
 _log = logging.getLogger("paring")
 _TORCH = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def run(plan: MergePlan, *, dry_run: bool = False) -> Report:
-    """Do what ``plan`` says; with ``dry_run`` report it only.
+def run(
+    plan: MergePlan,
+    *,
+    dry_run: bool = False,
+    memory: int | None = None,
+    known: dict[Any, Any] | None = None,
+    device: str = "cpu",
+) -> Report:
+    """Do what ``plan`` says in about ``memory`` bytes; with ``dry_run`` report it only.
 
     Raises BadValueError for NaN, infinity or overflow, with the tensor; BadFileError for an input that
     changes meanwhile; OutputError.
     """
     started = time.perf_counter()
     if dry_run:
-        return _report(plan, started, 0, dry_run=True)
-    models = open_models(plan)
+        return _report(plan, started, 0, device, dry_run=True)
+    models = open_models(plan, {} if known is None else known, device)
     try:
+        models.fit(memory)
         with staged(
             plan.output,
             plan.files,
-            fingerprint(plan),
+            fingerprint(plan, device),
             single=plan.single,
             overwrite=plan.overwrite,
             replaceable=_replaceable(plan),
@@ -55,7 +64,8 @@ def run(plan: MergePlan, *, dry_run: bool = False) -> Report:
             for copy in plan.copied:
                 if copy.name not in staging.done:
                     _copy(copy, models.sources, staging)
-            unmoved = _merge(plan, models, staging)
+            _merge(plan, models, staging)
+            unmoved = sum(noted for _, noted in staging.done.values())
             if not plan.single:
                 _beside(plan, staging.folder)
             for source in models.sources:
@@ -65,11 +75,11 @@ def run(plan: MergePlan, *, dry_run: bool = False) -> Report:
         for source in models.sources:
             if source is not None:
                 source.close()
-    return _report(plan, started, unmoved)
+    return _report(plan, started, unmoved, models.device)
 
 
-def open_models(plan: MergePlan) -> Models:
-    """The sources of a plan as a rule sees them."""
+def open_models(plan: MergePlan, known: dict[Any, Any], device: str) -> Models:
+    """The sources of a plan as a rule sees them, and what is known of them."""
     whole = plan.donor.checkpoint.tensors
     entries = {name: Entry(info.shape, info.dtype) for name, info in whole.items()}
     sources: list[Source | None] = []
@@ -82,15 +92,23 @@ def open_models(plan: MergePlan) -> Models:
         else:
             sources.append(Weights(model.checkpoint))
     updates = frozenset(i for i, source in enumerate(sources) if isinstance(source, Updates))
+    if plan.vocabulary is not None:
+        sources = plan.vocabulary.wrap(sources, plan.targets)
+    seeds: Sequence[str] = ()
+    if "seed" in plan.options:
+        if "seeds" not in known:  # of whole models, once for all trials of a search
+            known["seeds"] = [model.checkpoint.digest() for model in plan.models[1:] if model]
+        seeds = known["seeds"]
     return Models(
-        plan.targets, sources, plan.deltas, updates, plan.method.unit, plan.threads,
-        [model.checkpoint.digest() for model in plan.models[1:] if model] if "seed" in plan.options else (),
-    )  # fmt: skip
+        plan.targets, sources, plan.deltas, updates, plan.method.unit, plan.threads, seeds, known, device
+    )
 
 
-def fingerprint(plan: MergePlan) -> str:
-    """What tells this run from others: the recipe, and name, size, time and header of every input file."""
-    told: list[Any] = [plan.recipe, plan.options, str(plan.method.name)]
+def fingerprint(plan: MergePlan, device: str) -> str:
+    """What tells this run from others: recipe, device; name, size, time and header of every input file."""
+    told: list[Any] = [plan.recipe, plan.options, str(plan.method.name), device]
+    if plan.vocabulary is not None:
+        told.append(plan.vocabulary.digest())
     for model in plan.models:
         for file in model.checkpoint.inputs if model is not None else ():
             status = file.stat()
@@ -122,12 +140,12 @@ def _copy(copy: Copied, sources: Sequence[Source | None], staging: Staging) -> N
     nothing = np.empty(0, np.uint8)
     source = sources[copy.source]
     assert source is not None
-    bits = source.read(copy.name, 0, copy.entry.numel, nothing)
+    bits = source.read(copy.named(copy.source), 0, copy.entry.numel, nothing)
     for other in copy.others:
         rival = sources[other]
         if (
             rival is not None
-            and bits.tobytes() != rival.read(copy.name, 0, copy.entry.numel, nothing).tobytes()
+            and bits.tobytes() != rival.read(copy.named(other), 0, copy.entry.numel, nothing).tobytes()
         ):
             raise UnsupportedError(
                 f"{copy.name} ({copy.entry.dtype}) differs between {source.path} and {rival.path}: "
@@ -136,11 +154,11 @@ def _copy(copy: Copied, sources: Sequence[Source | None], staging: Staging) -> N
     staging.complete(copy.name, staging.write(copy.name, 0, np.ascontiguousarray(bits)))
 
 
-def _merge(plan: MergePlan, models: Models, staging: Staging) -> int:
-    """Write all targets that are not done; returns how many updates rounding has lost."""
+def _merge(plan: MergePlan, models: Models, staging: Staging) -> None:
+    """Write all targets that are not done; with each, note how many updates rounding has lost."""
     todo = [index for index, target in enumerate(plan.targets) if target.name not in staging.done]
     if not todo:
-        return 0
+        return
     _log.info("%s: reading %d tensors of %d models", plan.method.name, len(models.targets), models.n)
     rule: Result = plan.method.function(models, **plan.options)
     if isinstance(rule, Mix):
@@ -150,20 +168,19 @@ def _merge(plan: MergePlan, models: Models, staging: Staging) -> int:
     spans = models.spans(todo)
     left = Counter(span.index for span in spans)
     sums: Counter[int] = Counter()
-    unmoved = 0
+    lost: Counter[int] = Counter()
     for index in todo:
         if not left[index]:
             staging.complete(plan.targets[index].name, 0)  # no entries
-    for number, (span, (checksum, lost)) in enumerate(
-        zip(spans, models.visit(writer.span, spans), strict=True)
-    ):
+    merged = zip(spans, models.visit(writer.span, spans), strict=True)
+    for number, (span, (checksum, unmoved)) in enumerate(merged, 1):
         sums[span.index] += checksum
-        unmoved += lost
+        lost[span.index] += unmoved
         left[span.index] -= 1
         if not left[span.index]:
-            staging.complete(plan.targets[span.index].name, sums[span.index] % 2**64)
-            _log.info("merging: %d of %d parts", number + 1, len(spans))
-    return unmoved
+            name = plan.targets[span.index].name
+            staging.complete(name, sums[span.index] % 2**64, lost[span.index])
+            _log.info("merging: %d of %d parts", number, len(spans))
 
 
 class _Writer:
@@ -208,7 +225,7 @@ class _Writer:
             self._narrow(merged, target, out)
             return 0
         if self._plan.scale != 1:
-            merged = merged * np.float32(self._plan.scale)
+            merged = merged * self._plan.scale
         assert chunk.base is not None and chunk.base_bits is not None
         self._narrow(merged + chunk.base, target, out)
         if out.dtype != chunk.base_bits.dtype or itemsize(target.dtype) > 2:
@@ -225,7 +242,9 @@ def _beside(plan: MergePlan, folder: Path) -> None:
     if plan.donor.folder.is_dir() and plan.donor.path.is_dir():
         dtype = plan.recipe.get("dtype")
         code = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "bf16": "BF16"}.get(str(dtype))
-        record.copy_beside(plan.donor.folder, folder, _TORCH.get(code or ""))
+        record.copy_beside(plan.donor.folder, folder, _TORCH.get(code or ""), plan.config)
+    if plan.vocabulary is not None:
+        vocabulary_files.write(plan.vocabulary, folder)
     if len(plan.files) > 1:
         index = json.dumps(index_of(plan.files), indent=2) + "\n"
         (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
@@ -234,7 +253,7 @@ def _beside(plan: MergePlan, folder: Path) -> None:
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _report(plan: MergePlan, started: float, unmoved: int, *, dry_run: bool = False) -> Report:
+def _report(plan: MergePlan, started: float, unmoved: int, device: str, *, dry_run: bool = False) -> Report:
     warnings = list(plan.warnings)
     if unmoved:
         total = sum(target.numel for target in plan.targets)
@@ -250,12 +269,15 @@ def _report(plan: MergePlan, started: float, unmoved: int, *, dry_run: bool = Fa
         recipe={**plan.recipe, "options": plan.options},
         bytes_in=plan.bytes_in,
         bytes_out=plan.bytes_out,
+        carried=[
+            CarriedReport(copy.name, numel(copy.entry.shape) * itemsize(copy.entry.dtype), copy.why)
+            for copy in plan.copied
+        ],
+        merged=len(plan.targets),
+        files=[shard.name for shard in plan.files] if len(plan.files) > 1 else None,
         warnings=warnings,
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
-        device="cpu",
+        device=device,
         dry_run=dry_run or None,
     )
-
-
-__all__ = ["Span", "fingerprint", "open_models", "run"]

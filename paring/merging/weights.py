@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -13,6 +13,9 @@ from paring.errors import OptionError
 Weight = float | Sequence[float]
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+_AFTER = re.compile(
+    r"(?:^|[._])(?:norm|norm_f|ln_f|final_layer_?norm|lm_head|head|score|classifier|pooler|embed_out)(?:[._]|$)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,8 @@ class Weighting:
     """``default (models,)``, and for tensors that match a pattern, weights of their own.
 
     ``patterns`` is a list of (pattern, model, weight): a glob over the tensor's name; the last match wins.
-    ``layers`` is the number of layers that gradients are spread over.
+    ``layers`` is the number of layers that gradients are spread over; what is in no layer has the
+    first number.
     """
 
     default: tuple[Weight, ...]
@@ -31,7 +35,7 @@ class Weighting:
         """The weights ``(models,)`` for one tensor."""
         chosen = list(self.default)
         for pattern, model, weight in self.patterns:
-            if fnmatchcase(tensor, pattern) or fnmatchcase(tensor, f"*{pattern}*"):
+            if _fits(tensor, pattern):
                 chosen[model] = weight
         return tuple(self._at(weight, tensor) for weight in chosen)
 
@@ -45,16 +49,32 @@ class Weighting:
         low = min(int(place), len(weight) - 2)
         return float(weight[low] + (weight[low + 1] - weight[low]) * (place - low))
 
+    def refuse_unused(self, tensors: Collection[str]) -> None:
+        """Raise OptionError for a pattern that no tensor's name fits."""
+        for pattern in dict.fromkeys(pattern for pattern, _, _ in self.patterns):
+            if not any(_fits(tensor, pattern) for tensor in tensors):
+                some = ", ".join(sorted(tensors)[:3])
+                raise OptionError(f"a weight is for {pattern!r}, which fits no tensor; there are {some}, ...")
+
     @property
     def plain(self) -> bool:
         """Whether every tensor has the same weights."""
         return not self.patterns and all(isinstance(weight, int | float) for weight in self.default)
 
 
+def _fits(tensor: str, pattern: str) -> bool:
+    return fnmatchcase(tensor, pattern) or fnmatchcase(tensor, f"*{pattern}*")
+
+
 def layer_of(tensor: str) -> int | None:
     """The number of the layer that a tensor belongs to: the first number in its name, None without one."""
     found = _LAYER.search(tensor)
     return int(found[1]) if found else None
+
+
+def after_layers(tensor: str) -> bool:
+    """Whether a tensor of no layer stands behind all of them: the last norm, the head."""
+    return layer_of(tensor) is None and "embeddings" not in tensor and bool(_AFTER.search(tensor))
 
 
 def parse(text: str | Sequence[Weight] | None, count: int, default: float) -> tuple[Weight, ...]:

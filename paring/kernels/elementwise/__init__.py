@@ -1,11 +1,14 @@
 """Element-wise work on stored bits: to fp32 and back, what rounding loses, checksums.
 
 ``bits`` are a stored tensor's elements, flat, in the storage of its dtype (:data:`paring.dtypes.STORAGE`);
-values are fp32. ``reference.py`` is the specification, ``cpu.py`` numba loops at the speed of memory.
+values are fp32. ``reference.py`` is the specification, ``cpu.py`` numba loops at the speed of memory,
+``gpu.py`` torch, for values that are torch tensors.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,10 @@ import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
 Bits = npt.NDArray[Any]
+
+
+def _for(values: Any) -> ModuleType:
+    return import_module(f"{__name__}.{'gpu' if hasattr(values, 'is_cuda') else 'cpu'}")
 
 
 def widen(bits: Bits, dtype: str, out: F32) -> bool:
@@ -26,16 +33,14 @@ def narrow(values: F32, dtype: str, out: Bits) -> bool:
     """Fill ``out (n,)`` with ``values (n,)`` rounded once, to nearest even; whether all are finite.
 
     What is in ``out`` where they are not is undefined."""
-    from paring.kernels.elementwise import cpu
-
-    return cpu.narrow(values, dtype, out)
+    found: bool = _for(values).narrow(values, dtype, out)
+    return found
 
 
 def unmoved(update: F32, before: Bits, after: Bits) -> int:
     """How many entries with an ``update (n,)`` that is not zero have the same bits before and after it."""
-    from paring.kernels.elementwise import cpu
-
-    return cpu.unmoved(update, before, after)
+    found: int = _for(update).unmoved(update, before, after)
+    return found
 
 
 def checksum(data: npt.NDArray[np.uint8], start: int = 0) -> int:

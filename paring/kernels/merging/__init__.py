@@ -1,9 +1,14 @@
 """Merging rules on chunks: ``vectors (models, k)``, fp32, in; the merged vector ``(k,)`` out.
 
-``reference.py`` is the specification in plain numpy, ``cpu.py`` has fused numba loops.
+``reference.py`` is the specification in plain numpy, ``cpu.py`` has fused numba loops, ``gpu.py`` torch: what
+is said of numpy arrays holds of torch tensors, which go to ``gpu`` and come back where they are.
 """
 
 from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,18 +17,20 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 
+def _for(vectors: Any) -> ModuleType:
+    return import_module(f"{__name__}.{'gpu' if hasattr(vectors, 'is_cuda') else 'cpu'}")
+
+
 def weighted_sum(vectors: F32, weights: F64) -> F32:
     """``sum_i weights[i] * vectors[i]``, weights rounded to fp32, sums in fp32 in order of the models."""
-    from paring.kernels.merging import cpu
-
-    return cpu.weighted_sum(vectors, weights)
+    found: F32 = _for(vectors).weighted_sum(vectors, weights)
+    return found
 
 
 def gram(vectors: F32) -> F64:
     """Inner products ``(models, models)``, in fp64."""
-    from paring.kernels.merging import cpu
-
-    return cpu.gram(vectors)
+    found: F64 = _for(vectors).gram(vectors)
+    return found
 
 
 def elected(vectors: F32, thresholds: F32, weights: F64, sign: str) -> F32:
@@ -31,9 +38,13 @@ def elected(vectors: F32, thresholds: F32, weights: F64, sign: str) -> F32:
 
     ``sign`` is ``mass``, the sign of the weighted sum, or ``count``, that of the weighted sum of signs.
     """
-    from paring.kernels.merging import cpu
+    found: F32 = _for(vectors).elected(vectors, thresholds, weights, sign)
+    return found
 
-    return cpu.elected(vectors, thresholds, weights, sign)
+
+def majority(vectors: F32, thresholds: F32, weights: F64, sign: str) -> float:
+    """The sum of the elected signs."""
+    return float(elected(vectors, thresholds, weights, sign).sum())  # whole numbers below 2^24: exact
 
 
 def ties(vectors: F32, thresholds: F32, weights: F64, sign: str, combine: str, cancelled: float) -> F32:
@@ -41,9 +52,8 @@ def ties(vectors: F32, thresholds: F32, weights: F64, sign: str, combine: str, c
 
     ``combine`` is the ``mean`` or ``sum`` of ``weights * vectors``, or the one of largest magnitude, ``max``.
     """
-    from paring.kernels.merging import cpu
-
-    return cpu.ties(vectors, thresholds, weights, sign, combine, cancelled)
+    found: F32 = _for(vectors).ties(vectors, thresholds, weights, sign, combine, cancelled)
+    return found
 
 
 def pcb_scores(vectors: F32, low: F32, high: F32, rule: str) -> F32:
@@ -51,13 +61,11 @@ def pcb_scores(vectors: F32, low: F32, high: F32, rule: str) -> F32:
 
     ``low``, ``high`` ``(models,)`` winsorise the magnitudes.
     """
-    from paring.kernels.merging import cpu
-
-    return cpu.pcb_scores(vectors, low, high, rule)
+    found: F32 = _for(vectors).pcb_scores(vectors, low, high, rule)
+    return found
 
 
 def pcb(vectors: F32, low: F32, high: F32, threshold: F32, top: F32, weights: F64, rule: str) -> F32:
     """The same, dropped below ``threshold (models,)``, scaled to one at ``top (models,)``, and merged."""
-    from paring.kernels.merging import cpu
-
-    return cpu.pcb(vectors, low, high, threshold, top, weights, rule)
+    found: F32 = _for(vectors).pcb(vectors, low, high, threshold, top, weights, rule)
+    return found

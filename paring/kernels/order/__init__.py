@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +46,10 @@ def low(values: F32, bucket: int, device: str = "cpu") -> Counts:
     return _run("low", device, values, bucket)
 
 
+def _for(values: Any) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{'gpu' if hasattr(values, 'is_cuda') else 'cpu'}")
+
+
 def keys(values: F32, signed: bool) -> Keys:
     """The keys of ``values (n,)``."""
     bits = np.ascontiguousarray(values).view(np.uint32)
@@ -62,16 +68,14 @@ def value(key: int, signed: bool) -> np.float32:
 
 def between(values: F32, signed: bool, low: int, high: int) -> tuple[int, Keys]:
     """How many of ``values (n,)`` have keys below ``low``, and the keys in ``low .. high``, both included."""
-    from paring.kernels.order import cpu
-
-    return cpu.between(values, signed, low, high)
+    found: tuple[int, Keys] = _for(values).between(values, signed, low, high)
+    return found
 
 
 def count(values: F32, signed: bool, low: int, shift: int) -> tuple[int, Counts]:
     """How many keys are below ``low``; counts ``(65536,)`` of those from it on, ``2^shift`` keys a bin."""
-    from paring.kernels.order import cpu
-
-    return cpu.count(values, signed, low, shift)
+    found: tuple[int, Counts] = _for(values).count(values, signed, low, shift)
+    return found
 
 
 def kth_largest(high_counts: Counts, refine: Callable[[int], Counts], k: int) -> np.float32:

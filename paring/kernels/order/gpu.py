@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from paring.kernels.order import F32, HIGH, LOW
+from paring.kernels.order import F32, HIGH, LOW, Counts, Keys
 
 
 def send(values: F32, device: str) -> torch.Tensor:
@@ -22,3 +23,24 @@ def low(values: torch.Tensor, bucket: int) -> torch.Tensor:
     """int64 counts ``(32768,)`` on the device of ``values (n,)``, fp32."""
     keys = values.view(torch.int32) & 0x7FFFFFFF
     return torch.bincount(keys[(keys >> 15) == bucket] & 0x7FFF, minlength=LOW)
+
+
+def _keys(values: torch.Tensor, signed: bool) -> torch.Tensor:
+    """int64 keys on the device of ``values (n,)``, fp32."""
+    bits = values.view(torch.int32).long() & 0xFFFFFFFF
+    if not signed:
+        return bits & 0x7FFFFFFF
+    return torch.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000)
+
+
+def between(values: torch.Tensor, signed: bool, low: int, high: int) -> tuple[int, Keys]:
+    keys = _keys(values, signed)
+    found = keys[(keys >= low) & (keys <= high)].cpu().numpy().astype(np.uint32)
+    return int((keys < low).sum()), found
+
+
+def count(values: torch.Tensor, signed: bool, low: int, shift: int) -> tuple[int, Counts]:
+    keys = _keys(values, signed) - low
+    bins = keys[keys >= 0] >> shift
+    counts: Counts = torch.bincount(bins[bins < HIGH], minlength=HIGH).cpu().numpy()
+    return int((keys < 0).sum()), counts

@@ -1,0 +1,3 @@
+"""Recipes of merges: YAML read with its lines (:mod:`.nodes`), our dialect (:mod:`.recipe`), mergekit's
+(:mod:`.mergekit`, :mod:`.mergekit_rules`), and recipes as results store them (:mod:`.stored`).
+"""

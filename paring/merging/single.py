@@ -1,0 +1,51 @@
+"""One merge, of inputs that are there: opened, seen of what kind they are, and merged to that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paring import atomic
+from paring.errors import UnsupportedError
+from paring.merging import adapters, run
+from paring.merging.inputs import open_model
+from paring.merging.planning import Request, plan_checkpoint
+from paring.report import Report
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How a merge is run; none of it changes a bit of the result. ``memory`` is in bytes; ``known`` is what
+    earlier merges of the same models by the same rule have found out (:attr:`Models.known`).
+    """
+
+    overwrite: bool = False
+    dry_run: bool = False
+    threads: int | None = None
+    memory: int | None = None
+    known: dict[Any, Any] | None = None
+    device: str = "cpu"
+
+
+def merge_one(request: Request, output: Path, how: How, places: Mapping[str, str]) -> Report:
+    """Merge what is there: stages, if the request names any, are among ``places``."""
+    models = [open_model(places.get(path, path)) for path in request.models]
+    named = request.base if request.base is not None else request.into
+    base = open_model(places.get(named, named)) if named is not None else None
+    if base is not None and base.adapter is not None:
+        raise UnsupportedError(f"{base.path} is an adapter, and cannot be a base")
+    try:
+        for model in models:
+            atomic.refuse_same_file(output, [model.path, *model.checkpoint.inputs])
+        if all(model.adapter is not None for model in models) and request.into is None:
+            return adapters.merge(
+                request, models, output, overwrite=how.overwrite, dry_run=how.dry_run, threads=how.threads,
+                known=how.known, device=how.device,
+            )  # fmt: skip
+        plan = plan_checkpoint(request, models, base, output, overwrite=how.overwrite, threads=how.threads)
+        return run.run(plan, dry_run=how.dry_run, memory=how.memory, known=how.known, device=how.device)
+    finally:
+        for model in (*models, *([base] if base else [])):
+            model.checkpoint.close()
