@@ -49,6 +49,18 @@ class Tally:
     keys: list[Keys] = field(default_factory=list)
     many: list[tuple[Keys, Counts]] = field(default_factory=list)
     counts: Counts | None = None
+    _limit: int = 1 << 20
+
+    def compact(self) -> None:
+        """Where many keys are the same, keep them with their numbers; else ask again at twice as many."""
+        if sum(map(len, self.keys)) < self._limit:
+            return
+        plain = np.concatenate(self.keys)
+        distinct, numbers = np.unique(plain, return_counts=True)
+        if 2 * len(distinct) < len(plain):
+            self.keys, self.many = [], [_joined([*self.many, (distinct, numbers)])]
+        else:
+            self.keys, self._limit = [plain], 2 * len(plain)
 
 
 #: one visit of all values: of each chunk ``(rows, k)`` make a list of tallies, and merge them all
@@ -69,8 +81,12 @@ def find(
     if sample is None and n > _FEWEST:
         found = _by_histogram(wanted, run, signed)
         return np.array([order.value(key, signed) for key in found], np.float32)
-    sorted_rows = None if sample is None else [np.sort(order.keys(row, signed)) for row in sample]
-    brackets = [_ALL if sorted_rows is None else _bracket(sorted_rows[w.row], w, n) for w in wanted]
+    brackets = [_ALL] * len(wanted)
+    for row, values in enumerate(() if sample is None else sample):  # one at a time: samples are large
+        keys = np.sort(order.keys(values, signed))
+        for index, want in enumerate(wanted):
+            if want.row == row:
+                brackets[index] = _bracket(keys, want, n)
 
     def within(chunk: F32) -> list[Tally]:
         out = []
@@ -82,13 +98,13 @@ def find(
                 out.append(Tally(below, [keys]))
         return out
 
-    keys = [_pick(tally, want.position) for tally, want in zip(run(within), wanted, strict=True)]
-    missed = [index for index, key in enumerate(keys) if key is None]
+    picked = [_pick(tally, want.position) for tally, want in zip(run(within), wanted, strict=True)]
+    missed = [index for index, key in enumerate(picked) if key is None]
     if missed:
         again = _by_histogram([wanted[index] for index in missed], run, signed)
         for index, key in zip(missed, again, strict=True):
-            keys[index] = key
-    return np.array([order.value(key or 0, signed) for key in keys], np.float32)
+            picked[index] = key
+    return np.array([order.value(key or 0, signed) for key in picked], np.float32)
 
 
 def merge(first: list[Tally], second: list[Tally]) -> list[Tally]:
@@ -97,6 +113,7 @@ def merge(first: list[Tally], second: list[Tally]) -> list[Tally]:
         a.below += b.below
         a.keys += b.keys
         a.many += b.many
+        a.compact()
         if a.counts is not None and b.counts is not None:
             a.counts += b.counts
     return first
@@ -117,14 +134,21 @@ def _pick(tally: Tally, position: int) -> int | None:
     plain = np.concatenate([np.empty(0, np.uint32), *tally.keys])
     if not tally.many:
         return int(np.partition(plain, place)[place]) if 0 <= place < len(plain) else None
-    keys, numbers = np.unique(plain, return_counts=True)
-    keys = np.concatenate([keys, *(some for some, _ in tally.many)])
-    numbers = np.concatenate([numbers, *(counts for _, counts in tally.many)])
-    ascending = np.argsort(keys)
-    up_to = np.cumsum(numbers[ascending])
+    keys, numbers = _joined([*tally.many, np.unique(plain, return_counts=True)])
+    up_to = np.cumsum(numbers)
     if not 0 <= place < up_to[-1]:
         return None
-    return int(keys[ascending[int(np.searchsorted(up_to, place, side="right"))]])
+    return int(keys[int(np.searchsorted(up_to, place, side="right"))])
+
+
+def _joined(many: Sequence[tuple[Keys, Counts]]) -> tuple[Keys, Counts]:
+    """Distinct keys in ascending order, and the numbers of all of them added up."""
+    keys = np.concatenate([some for some, _ in many])
+    numbers = np.concatenate([counts for _, counts in many])
+    ascending = np.argsort(keys, kind="stable")
+    keys, numbers = keys[ascending], numbers[ascending]
+    first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))[: len(keys)]
+    return keys[first], np.add.reduceat(numbers, first) if len(first) else numbers
 
 
 def _by_histogram(wanted: Sequence[Wanted], run: Pass, signed: bool) -> list[int]:

@@ -37,8 +37,9 @@ T = TypeVar("T")
 
 #: entries of a tensor that are read at once
 SPAN = 16 * CHUNK
-#: entries that a sample takes side by side
+#: entries that a sample takes side by side, and how many such pieces at most
 _PIECE = 64
+_PIECES = 1 << 17
 
 Scope = Literal["model", "tensor"]
 
@@ -230,7 +231,7 @@ class Models:
     def _sample(self) -> F32:
         """Pieces of 64 entries at even distances over all tensors, ``(models, s)``; each somewhere in its
         stretch, so that it does not always meet the same columns."""
-        step = max(_PIECE, min(CHUNK // 4, self.numel // 4096))
+        step = max(_PIECE, min(CHUNK // 4, self.numel // 4096), self.numel // _PIECES)
         ends = np.cumsum([target.numel for target in self.targets])
         places = np.arange(0, self.numel - step + 1, step)
         places += (places // step * 40_503) % max(1, step - _PIECE)
