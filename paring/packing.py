@@ -7,6 +7,7 @@ one of their own, named after them; the rest of a codec's tensors are packed tog
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,10 @@ class Payload:
     version: int
     data: bytes
     specs: tuple[Spec, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.data)
 
     @cached_property
     def crc(self) -> int:
@@ -134,7 +139,7 @@ class Image:
             "specs": [[dtype, list(shape), *([as_] if as_ else [])] for dtype, shape, as_ in table],
             "tensors": index,
             "payloads": [
-                [entry, p.codec, p.version, p.crc, len(p.data), len(p.specs)]
+                [entry, p.codec, p.version, p.crc, p.nbytes, len(p.specs)]
                 for entry, p in zip(self._names, self.payloads, strict=True)
             ],
         }
@@ -145,13 +150,13 @@ class Image:
     @cached_property
     def layout(self) -> list[tuple[str, str, tuple[int]]]:
         """Name, dtype and shape of the container's entries: the manifest and the payloads, padded."""
-        sizes = [len(self._manifest), *(len(payload.data) for payload in self.payloads)]
+        sizes = [len(self._manifest), *(payload.nbytes for payload in self.payloads)]
         names = [MANIFEST, *self._names]
         return [(name, "U8", (padded(size),)) for name, size in zip(names, sizes, strict=True)]
 
     def entries(self) -> Iterator[tuple[str, Stored]]:
         """The container's entries, in the order of ``layout``; each is padded as it is asked for."""
-        blobs = [self._manifest, *(payload.data for payload in self.payloads)]
+        blobs = itertools.chain([self._manifest], (payload.data for payload in self.payloads))
         for (name, dtype, (size,)), data in zip(self.layout, blobs, strict=True):
             whole = data + bytes(size - len(data)) if len(data) < size else data
             yield name, Stored(dtype, np.frombuffer(whole, np.uint8))

@@ -18,7 +18,7 @@ from paring.checkpoint import write_safetensors
 from paring.dtypes import STORAGE, Stored
 from paring.factors import factor_names
 from paring.kernels import merging
-from paring.merging.models import Blend, Chunk, Models, Target
+from paring.merging.models import Chunk, Mix, Models, Target
 from paring.merging.sources import Entry
 from tests.make_golden import LORA
 
@@ -110,10 +110,10 @@ def merged(
         out = []
         for chunk in chunks:
             target = chunk.place.target
-            if isinstance(result, Blend):
-                found = result.chunk(chunk.vectors, chunk.place)
-            else:
+            if isinstance(result, Mix):
                 found = merging.weighted_sum(chunk.vectors, result.coefficients(target))
+            else:
+                found = result.chunk(chunk.vectors, chunk.place)
             out.append((target.name, found.copy()))
         return out
 

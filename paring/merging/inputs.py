@@ -8,16 +8,24 @@ from pathlib import Path
 from paring import adapters
 from paring.adapters.view import Adapter
 from paring.checkpoint import Checkpoint
-from paring.packed import open_source
+from paring.errors import UnsupportedError
+from paring.merging.tasks import holds_tasks, number_of
+from paring.packed import Packed, open_source
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One input, opened: a checkpoint, or an adapter with its module view."""
+    """One input, opened: a checkpoint, an adapter with its module view, or one ``task`` of a packed file."""
 
     path: Path
     checkpoint: Checkpoint
     adapter: Adapter | None
+    task: int | None = None
+
+    @property
+    def updates(self) -> bool:
+        """Whether it holds an update of a base rather than weights."""
+        return self.adapter is not None or self.task is not None
 
     @property
     def folder(self) -> Path:
@@ -26,8 +34,16 @@ class Model:
 
 
 def open_model(path: str | Path) -> Model:
-    """Open one input. Raises BadFileError, UnsupportedError."""
+    """Open one input; ``FILE#TASK`` is one task of a packed file. Raises BadFileError, UnsupportedError."""
+    file, mark, wanted = str(path).rpartition("#")
+    if mark and not Path(path).exists() and Path(file).exists():
+        packed = open_source(file)
+        if not isinstance(packed, Packed) or not holds_tasks(packed):
+            raise UnsupportedError(f"{file} holds no tasks to choose {wanted!r} from")
+        return Model(Path(file), packed, None, number_of(packed, wanted))
     checkpoint = open_source(path)
+    if holds_tasks(checkpoint):
+        raise UnsupportedError(f"{path} holds several tasks: name one, as in {path}#1")
     adapter = adapters.read(checkpoint)
     if adapter.dialect == "none":
         return Model(Path(path), checkpoint, None)

@@ -81,7 +81,7 @@ def choose(
     """
     given = [i for i, model in enumerate(models) if model is not None]
     for i in given:
-        if (model := models[i]) is not None and model.adapter is not None:
+        if (model := models[i]) is not None and model.updates:
             raise UnsupportedError(f"{model.path} is an adapter: layers are taken of checkpoints")
     paths = {i: models[i].path for i in given}  # type: ignore[union-attr]
     configs = {i: models[i].checkpoint.config("config.json") for i in given}  # type: ignore[union-attr]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_type_hints
 
 import paring
 from paring import atomic, registry
@@ -18,8 +18,10 @@ from paring.merging.inputs import Model
 from paring.merging.modules import weight_names
 from paring.merging.plan import SHARD_BYTES, Copied, MergePlan, align, layout
 from paring.merging.sources import Entry
+from paring.merging.tasks import Tasks, entries_of, packs
 from paring.merging.vocabularies.vocabulary import choose
 from paring.merging.weights import Weight, Weighting, layers_in, parse
+from paring.packed import Packed
 from paring.plan import refuse_sealed, thread_count
 from paring.registry import Method
 from paring.resumable import shards
@@ -83,6 +85,12 @@ def check(request: Request) -> tuple[Method, dict[str, Any]]:
     return method, options
 
 
+def refuse_pack(output: Path, method: Method) -> None:
+    """Raise OptionError for a packed file as the output of a rule that makes one model."""
+    if packs(output) and get_type_hints(method.function).get("return") is not Tasks:
+        raise OptionError(f"-o {output}: a packed file is for several tasks, {method.name} makes one model")
+
+
 def _check_layers(request: Request, method: Method) -> None:
     if method.name == "passthrough":
         if not request.layers:
@@ -115,28 +123,26 @@ def plan_checkpoint(
     """The plan of a merge whose result is a checkpoint. No tensor is read."""
     method, options = check(request)
     opened: list[Model | None] = [base, *models]
-    if not any(model.adapter is None for model in opened if model is not None):
+    if all(model.updates for model in opened if model is not None):
         raise UnsupportedError("only adapters and no base to put them in: this is no merge of checkpoints")
     # an adapter is an update of the base, so with one among them all models are seen as updates
-    deltas = method.sees != "weights" or any(model.adapter is not None for model in models)
+    deltas = method.sees != "weights" or any(model.updates for model in models)
     if deltas and base is None:
         raise OptionError(f"{method.name} works on deltas: add --base, the model that these were tuned from")
     stacked = method.name == "passthrough"
     warnings = [] if stacked else alike(opened)
-    whole = [model for model in opened if model is not None and model.adapter is None]
+    whole = [model for model in opened if model is not None and not model.updates]
     entries = {name: Entry(info.shape, info.dtype) for name, info in whole[0].checkpoint.tensors.items()}
     tensors: list[Mapping[str, Entry] | None] = []
     for model in opened:
         if model is None:
             tensors.append(None)
-        elif model.adapter is not None:
+        elif model.updates:
             tensors.append(_update_entries(model, entries))
         else:
             infos = model.checkpoint.tensors
             tensors.append({name: Entry(infos[name].shape, infos[name].dtype) for name in infos})
-    updates = frozenset(
-        i for i, model in enumerate(opened) if model is not None and model.adapter is not None
-    )
+    updates = frozenset(i for i, model in enumerate(opened) if model is not None and model.updates)
     weights = parse(request.weights, len(models), 1.0)
     vocabulary = None
     if request.tokenizer is not None:
@@ -162,6 +168,7 @@ def plan_checkpoint(
         targets, copied = choice.renamed(targets, copied)
     target = Path(output)
     single = target.suffix == ".safetensors"
+    refuse_pack(target, method)
     if single and vocabulary and vocabulary.added:
         raise OptionError("--tokenizer union makes a tokenizer: name a folder with -o, not a file")
     recipe = request.recipe()
@@ -177,9 +184,19 @@ def plan_checkpoint(
 
 
 def _update_entries(model: Model, base: Mapping[str, Entry]) -> dict[str, Entry]:
-    assert model.adapter is not None
+    if model.adapter is None:
+        return _task_entries(model, base)
     names = weight_names(model.adapter, base)
     return {name: Entry(base[name].shape, "F32") for name in names.values()}
+
+
+def _task_entries(model: Model, base: Mapping[str, Entry]) -> dict[str, Entry]:
+    """What a task of a packed file updates. Raises UnsupportedError where the base has other tensors."""
+    found = entries_of(cast(Packed, model.checkpoint), len(cast(Packed, model.checkpoint).facts["tasks"]))
+    for name, entry in found.items():
+        if name not in base or base[name].shape != entry.shape:
+            raise UnsupportedError(f"{model.path}: {name} is not so in the base: is it another's?")
+    return found
 
 
 def alike(opened: Sequence[Model | None]) -> list[str]:

@@ -10,20 +10,23 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from paring.dtypes import STORAGE, itemsize, numel
+from paring.dtypes import STORAGE, Stored, itemsize, numel
 from paring.errors import BadValueError, UnsupportedError
 from paring.kernels import elementwise, merging
-from paring.merging import record
+from paring.merging import record, tasks
 from paring.merging.models import Chunk, Mix, Models, Result, Target
 from paring.merging.modules import transposed, weight_names
 from paring.merging.plan import Copied, MergePlan
 from paring.merging.sources import Entry, Source, Updates, Weights
+from paring.merging.tasks import Tasks, TaskUpdates, packs
 from paring.merging.vocabularies import files as vocabulary_files
+from paring.packed import Packed
+from paring.plan import stem
 from paring.report import CarriedReport, Report, peak_rss_bytes
 from paring.resumable import Staging, index_of, staged
 
@@ -50,6 +53,8 @@ def run(
     models = open_models(plan, {} if known is None else known, device)
     try:
         models.fit(memory)
+        if packs(plan.output):
+            return _report(plan, started, 0, device, nbytes=_write_tasks(plan, models))
         with staged(
             plan.output,
             plan.files,
@@ -63,7 +68,8 @@ def run(
                 _log.info("resuming: %d tensors are done", len(staging.done))
             for copy in plan.copied:
                 if copy.name not in staging.done:
-                    _copy(copy, models.sources, staging)
+                    bits = _copied(copy, models.sources)
+                    staging.complete(copy.name, staging.write(copy.name, 0, bits))
             _merge(plan, models, staging)
             unmoved = sum(noted for _, noted in staging.done.values())
             if not plan.single:
@@ -86,12 +92,14 @@ def open_models(plan: MergePlan, known: dict[Any, Any], device: str) -> Models:
     for model in plan.models:
         if model is None:
             sources.append(None)
+        elif model.task is not None:
+            sources.append(TaskUpdates(cast(Packed, model.checkpoint), model.task))
         elif model.adapter is not None:
             turned = frozenset(m.name for m in model.adapter.modules if transposed(model.adapter, m))
             sources.append(Updates(model.adapter, weight_names(model.adapter, entries), turned))
         else:
             sources.append(Weights(model.checkpoint))
-    updates = frozenset(i for i, source in enumerate(sources) if isinstance(source, Updates))
+    updates = frozenset(i for i, source in enumerate(sources) if isinstance(source, Updates | TaskUpdates))
     if plan.vocabulary is not None:
         sources = plan.vocabulary.wrap(sources, plan.targets)
     seeds: Sequence[str] = ()
@@ -135,23 +143,35 @@ def _replaceable(plan: MergePlan) -> list[str] | None:
     ]
 
 
-def _copy(copy: Copied, sources: Sequence[Source | None], staging: Staging) -> None:
-    """Carry one tensor over, bit for bit; the others that have it must agree."""
+def _copied(copy: Copied, sources: Sequence[Source | None]) -> npt.NDArray[Any]:
+    """The bits of a tensor that is carried over; the others that have it must agree."""
     nothing = np.empty(0, np.uint8)
     source = sources[copy.source]
     assert source is not None
     bits = source.read(copy.named(copy.source), 0, copy.entry.numel, nothing)
     for other in copy.others:
         rival = sources[other]
-        if (
-            rival is not None
-            and bits.tobytes() != rival.read(copy.named(other), 0, copy.entry.numel, nothing).tobytes()
-        ):
+        if rival is None:
+            continue
+        if bits.tobytes() != rival.read(copy.named(other), 0, copy.entry.numel, nothing).tobytes():
             raise UnsupportedError(
                 f"{copy.name} ({copy.entry.dtype}) differs between {source.path} and {rival.path}: "
                 "integers are carried, never merged"
             )
-    staging.complete(copy.name, staging.write(copy.name, 0, np.ascontiguousarray(bits)))
+    return np.ascontiguousarray(bits)
+
+
+def _write_tasks(plan: MergePlan, models: Models) -> int:
+    """All tasks of a rule that gives every model back, in one packed file; returns its size."""
+    rule = plan.method.function(models, **plan.options)
+    assert isinstance(rule, Tasks), "planning has refused other rules"
+    names = [stem(model.path) for model in plan.models[1:] if model is not None]
+    facts = {"method": plan.method.name, "recipe": plan.recipe, "kind": "tasks"}
+    carried = (
+        (copy.name, Stored(copy.entry.dtype, _copied(copy, models.sources).reshape(copy.entry.shape)))
+        for copy in plan.copied
+    )
+    return tasks.write(models, rule, names, carried, plan.output, facts, overwrite=plan.overwrite)
 
 
 def _merge(plan: MergePlan, models: Models, staging: Staging) -> None:
@@ -253,7 +273,15 @@ def _beside(plan: MergePlan, folder: Path) -> None:
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _report(plan: MergePlan, started: float, unmoved: int, device: str, *, dry_run: bool = False) -> Report:
+def _report(
+    plan: MergePlan,
+    started: float,
+    unmoved: int,
+    device: str,
+    *,
+    dry_run: bool = False,
+    nbytes: int | None = None,
+) -> Report:
     warnings = list(plan.warnings)
     if unmoved:
         total = sum(target.numel for target in plan.targets)
@@ -268,7 +296,7 @@ def _report(plan: MergePlan, started: float, unmoved: int, device: str, *, dry_r
         method=plan.method.name,
         recipe={**plan.recipe, "options": plan.options},
         bytes_in=plan.bytes_in,
-        bytes_out=plan.bytes_out,
+        bytes_out=plan.bytes_out if nbytes is None else nbytes,
         carried=[
             CarriedReport(copy.name, numel(copy.entry.shape) * itemsize(copy.entry.dtype), copy.why)
             for copy in plan.copied

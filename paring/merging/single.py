@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from paring import atomic
-from paring.errors import UnsupportedError
+from paring.errors import OptionError, UnsupportedError
 from paring.merging import adapters, run
 from paring.merging.inputs import open_model
 from paring.merging.planning import Request, plan_checkpoint
+from paring.merging.tasks import packs
 from paring.report import Report
 
 
@@ -34,12 +35,14 @@ def merge_one(request: Request, output: Path, how: How, places: Mapping[str, str
     models = [open_model(places.get(path, path)) for path in request.models]
     named = request.base if request.base is not None else request.into
     base = open_model(places.get(named, named)) if named is not None else None
-    if base is not None and base.adapter is not None:
-        raise UnsupportedError(f"{base.path} is an adapter, and cannot be a base")
+    if base is not None and base.updates:
+        raise UnsupportedError(f"{base.path} is an adapter or a task, and cannot be a base")
     try:
         for model in models:
             atomic.refuse_same_file(output, [model.path, *model.checkpoint.inputs])
         if all(model.adapter is not None for model in models) and request.into is None:
+            if packs(output):
+                raise OptionError(f"-o {output}: tasks of adapters are packed with --into BASE only")
             return adapters.merge(
                 request, models, output, overwrite=how.overwrite, dry_run=how.dry_run, threads=how.threads,
                 known=how.known, device=how.device,

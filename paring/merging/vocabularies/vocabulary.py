@@ -120,7 +120,7 @@ def choose(
     Raises OptionError when it names none, UnsupportedError or BadFileError for tokenizers that cannot be
     matched, with the file, and for tensors that do not fit them, with the tensor.
     """
-    whole = [i for i, model in enumerate(models) if model is not None and model.adapter is None]
+    whole = [i for i, model in enumerate(models) if model is not None and not model.updates]
     number = _number(wanted, models, given)
     found = {i: tokenizers.read(_at(models, i).folder) for i in whole}
     for i in whole:
@@ -182,13 +182,13 @@ def _number(wanted: str, models: Sequence[Model | None], given: Sequence[str | N
     """Which input gives the tokenizer."""
     present = [i for i, model in enumerate(models) if model is not None]
     if wanted == "union":
-        return next(i for i in present if _at(models, i).adapter is None)
+        return next(i for i in present if not _at(models, i).updates)
     if wanted == "base" and models[0] is not None:
         return 0
     for i in present:
         model = _at(models, i)
         if wanted == given[i] or _real(wanted) == model.path.resolve():
-            if model.adapter is not None:
+            if model.updates:
                 raise OptionError(f"--tokenizer {wanted}: this adapter has the base's, which base names")
             return i
     if wanted == "base":
