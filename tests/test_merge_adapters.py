@@ -321,7 +321,7 @@ def test_adapters_that_do_not_fit(three, tmp_path):
     report = merge([mine, other], tmp_path / "warned")
     assert "different bases" in report.warnings[0]
     refused("--rank 0: expected exact", three, tmp_path, OptionError, rank=0)
-    refused("is an adapter, and cannot be a base", three[:2], tmp_path, base=three[2])
+    refused("is an adapter or a task, and cannot be a base", three[:2], tmp_path, base=three[2])
     refused("name the base: give one", three[:2], tmp_path, OptionError, base=three[2], into=three[2])
 
 
@@ -346,3 +346,17 @@ def test_golden_packed_files_merge(tmp_path):
     CASES["kohya_f16_dropped"](path)
     report = merge([path, path], tmp_path / "out.safetensors")
     assert report.error < 1e-3
+
+
+def test_nothing_is_dropped_in_silence_on_the_way_into_a_base(three, tmp_path):
+    base = put_model(tmp_path / "base", {f"{n}.weight": np.ones(s, np.float32) for n, s in MODULES.items()})
+    dora = put_adapter(tmp_path / "dora", lora(5), config(use_dora=True))
+    refused("dora: layers.0.q_proj cannot be merged: DoRA", [three[0], dora], tmp_path, into=base)
+    told = {"peft_type": "IA3", "target_modules": ["k_proj", "v_proj", "down_proj"]}
+    vectors = put_adapter(tmp_path / "vectors", ia3("F32"), told)
+    refused("multiplies activations", [vectors], tmp_path, into=base)
+    head = lora(6) | {"base_model.model.score.weight": Stored("F32", np.ones((2, 4), np.float32))}
+    headed = put_adapter(tmp_path / "headed", head, config(modules_to_save=["score"]))
+    refused("score.weight is a full tensor", [headed, three[0]], tmp_path, into=base)
+    report = merge([headed, three[0]], tmp_path / "made", into=base, carried="drop")
+    assert any("score.weight and 0 more are left out" in text for text in report.warnings)

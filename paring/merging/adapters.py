@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from paring import lowrank
-from paring.adapters.view import Carried, LowRank, Vector
+from paring.adapters.view import LowRank, Vector
 from paring.coding import Factors
 from paring.dtypes import Stored, from_f32
 from paring.errors import OptionError, UnsupportedError
 from paring.merging.chunks import on_cpu
-from paring.merging.inputs import Model
+from paring.merging.inputs import Model, full_tensors
 from paring.merging.models import F32, F64, Mix, Models, Result, Target
 from paring.merging.modules import Joint, key
 from paring.merging.outcome import Outcome, write
@@ -151,9 +151,8 @@ def _carried(models: Sequence[Model], policy: str) -> dict[str, Stored]:
         raise OptionError(f"--carried {policy}: expected refuse, first or drop")
     holders: dict[str, list[Model]] = {}
     for model in models:
-        for tensor in model.adapter.carried if model.adapter else ():
-            if not _consumed(tensor):
-                holders.setdefault(tensor.name, []).append(model)
+        for name in full_tensors(model):
+            holders.setdefault(name, []).append(model)
     if policy == "drop":
         return {}
     out = {}
@@ -170,11 +169,6 @@ def _carried(models: Sequence[Model], policy: str) -> dict[str, Stored]:
                 )
         out[name] = first
     return out
-
-
-def _consumed(tensor: Carried) -> bool:
-    """Whether the module view has used it up: an alpha."""
-    return tensor.name.endswith(".alpha")
 
 
 def _view(

@@ -49,3 +49,9 @@ def open_model(path: str | Path) -> Model:
         return Model(Path(path), checkpoint, None)
     adapter.refuse_problems()
     return Model(Path(path), checkpoint, adapter)
+
+
+def full_tensors(model: Model) -> list[str]:
+    """The names of an adapter's tensors that are no factors but mean something by themselves: no alphas."""
+    carried = model.adapter.carried if model.adapter else ()
+    return [tensor.name for tensor in carried if not tensor.name.endswith(".alpha")]

@@ -14,7 +14,7 @@ from paring.decompressing import parse_dtype
 from paring.errors import OptionError, OutputError, UnsupportedError
 from paring.merging import configs
 from paring.merging import layers as numbered
-from paring.merging.inputs import Model
+from paring.merging.inputs import Model, full_tensors
 from paring.merging.modules import weight_names
 from paring.merging.plan import SHARD_BYTES, Copied, MergePlan, align, layout
 from paring.merging.sources import Entry
@@ -130,18 +130,12 @@ def plan_checkpoint(
     if deltas and base is None:
         raise OptionError(f"{method.name} works on deltas: add --base, the model that these were tuned from")
     stacked = method.name == "passthrough"
-    warnings = [] if stacked else alike(opened)
+    warnings = [] if stacked else [*alike(opened), *_left_out(models, request.carried)]
     whole = [model for model in opened if model is not None and not model.updates]
     entries = {name: Entry(info.shape, info.dtype) for name, info in whole[0].checkpoint.tensors.items()}
-    tensors: list[Mapping[str, Entry] | None] = []
-    for model in opened:
-        if model is None:
-            tensors.append(None)
-        elif model.updates:
-            tensors.append(_update_entries(model, entries))
-        else:
-            infos = model.checkpoint.tensors
-            tensors.append({name: Entry(infos[name].shape, infos[name].dtype) for name in infos})
+    tensors: list[Mapping[str, Entry] | None] = [
+        None if model is None else _entries(model, entries, request.carried) for model in opened
+    ]
     updates = frozenset(i for i, model in enumerate(opened) if model is not None and model.updates)
     weights = parse(request.weights, len(models), 1.0)
     vocabulary = None
@@ -183,11 +177,30 @@ def plan_checkpoint(
     )  # fmt: skip
 
 
-def _update_entries(model: Model, base: Mapping[str, Entry]) -> dict[str, Entry]:
-    if model.adapter is None:
+def _entries(model: Model, base: Mapping[str, Entry], carried: str) -> dict[str, Entry]:
+    """The tensors that a model has, or of the base that it updates. Raises UnsupportedError."""
+    if model.task is not None:
         return _task_entries(model, base)
-    names = weight_names(model.adapter, base)
-    return {name: Entry(base[name].shape, "F32") for name in names.values()}
+    if model.adapter is None:
+        infos = model.checkpoint.tensors
+        return {name: Entry(info.shape, info.dtype) for name, info in infos.items()}
+    for module, reason in model.adapter.refused:
+        raise UnsupportedError(f"{model.path}: {module} cannot be merged: {reason}")
+    for vector in model.adapter.vectors:
+        raise UnsupportedError(
+            f"{model.path}: {vector.name} multiplies activations: it cannot be put in a base"
+        )
+    if carried != "drop" and (along := full_tensors(model)):
+        raise UnsupportedError(
+            f"{model.path}: {along[0]} is a full tensor and no factor; --carried drop leaves it out"
+        )
+    return {name: Entry(base[name].shape, "F32") for name in weight_names(model.adapter, base).values()}
+
+
+def _left_out(models: Sequence[Model], carried: str) -> list[str]:
+    """Warnings of full tensors beside factors that do not get into a checkpoint."""
+    named = [(model.path, full_tensors(model)) for model in models if carried == "drop"]
+    return [f"{path}: {along[0]} and {len(along) - 1} more are left out" for path, along in named if along]
 
 
 def _task_entries(model: Model, base: Mapping[str, Entry]) -> dict[str, Entry]:
