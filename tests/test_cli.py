@@ -18,8 +18,8 @@ WEIGHTS = ROTTEN / "adapter_model.safetensors"
 
 
 def run(entry: str, *args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run ``paring`` or ``compress`` in a process of its own."""
-    function = {"paring": "main", "compress": "compress_main"}[entry]
+    """Run ``paring``, ``compress`` or ``merge`` in a process of its own."""
+    function = {"paring": "main", "compress": "compress_main", "merge": "merge_main"}[entry]
     code = f"from paring.cli import {function}; {function}()"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
     return subprocess.run(
