@@ -32,7 +32,7 @@ from paring.checkpoint import open_checkpoint
 
 TASKS = ("rotten", "brown", "reuters8")
 CHOSEN = 200
-SCALES = (0.3, 0.5, 0.7, 1.0, 1.4, 2.0)
+SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
 #: options of rules beside their defaults
 VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "ties": ({}, {"trim": "tensor"}, {"density": 0.5}),
@@ -40,8 +40,8 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "iso_c": ({}, {"cts": True}),
     "dare": ({}, {"combine": "ties"}),
 }
-#: rules that these adapters cannot be merged by: two models only, or stacks of layers
-LEFT_OUT = {"slerp", "nuslerp", "passthrough"}
+#: rules that do not make one model of three adapters: two models only, stacks of layers, all models kept
+LEFT_OUT = {"slerp", "nuslerp", "passthrough", "emr"}
 
 
 def merged(method: str, options: Mapping[str, Any], folder: Path) -> dict[str, F32]:

@@ -29,7 +29,7 @@ def consensus(models: Models, *, tall: float = 0.4, agree: int = 2) -> Blend:
         tall: how strict the masks are; .2 to .6 in the paper, whose lambda it is
         agree: how many models must have an entry in their masks; no more than there are
     """
-    if tall < 0:
+    if not 0 <= tall < float("inf"):
         raise OptionError(f"--tall {tall}: expected zero or more")
     if agree < 0:
         raise OptionError(f"--agree {agree}: a number of models")

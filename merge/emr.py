@@ -46,7 +46,7 @@ def emr(models: Models, *, task: int = 1) -> Tasks:
             ]
         )
 
-    whole, masked = models.totals(sizes)
+    whole, masked = models.totals(sizes) if models.numel else np.zeros((2, models.n))
     scales = np.divide(whole, masked, out=np.zeros(models.n), where=masked > 0)
     return Tasks(lambda chunk, place: unified(chunk), scales, task - 1)
 

@@ -8,7 +8,7 @@ layer to layer, and have no majority.
 
 The authors' code leaves out singular values up to 1e-5; here it is those below 1e-6 of a layer's largest, so
 that the deltas' scale does not matter. Cost: a whole tensor of all models at a time; an eigendecomposition of
-``sum_i tau_i tau_i^T`` in fp64 for each matrix. Bases are kept for the next visit as long as all of them fit
+the smaller Gram matrix in fp64 for each of them. Bases are kept for the next visit as long as all of them fit
 1 GiB (adapters, and models up to some 250 million parameters); otherwise they are made anew in each of the
 four visits, of which three find the thresholds. When not to use it: full fine-tunes have all directions, and
 gain little over ties for that price.
@@ -17,7 +17,7 @@ gain little over ties for that price.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from typing import Literal
 
@@ -26,7 +26,7 @@ import numpy as np
 from paring import ranks
 from paring.kernels import merging
 from paring.merge._common import check_density
-from paring.merge._spectral import is_matrix, left, matrices
+from paring.merge._spectral import decomposed, is_matrix, left, matrices
 from paring.merging.models import F32, F64, Blend, Chunk, Models, Place
 from paring.registry import method
 
@@ -83,16 +83,24 @@ class _Bases:
             return None
         if place.index in self._kept:
             return self._kept[place.index]
-        gram = np.zeros((shape[0], shape[0]))
-        for part in matrices(chunk, shape):
-            wide = part.astype(np.float64)
-            gram += wide @ wide.T
-        basis = left(gram).astype(np.float32)
+        basis = _left(matrices(chunk, shape)).astype(np.float32)
         with self._lock:
             if basis.nbytes <= self._room and place.index not in self._kept:
                 self._room -= basis.nbytes
                 self._kept[place.index] = basis
         return basis
+
+
+def _left(parts: Sequence[F32]) -> F64:
+    """``U (out, r)`` of matrices ``(out, in)`` side by side, by the smaller of their Gram matrices."""
+    out, n_in = parts[0].shape
+    if out > n_in * len(parts):  # an embedding's rows: far more than all columns together
+        return decomposed(np.concatenate(parts, axis=1).astype(np.float64))[0]
+    gram = np.zeros((out, out))
+    for part in parts:
+        wide = part.astype(np.float64)
+        gram += wide @ wide.T
+    return left(gram)
 
 
 def _coordinates(chunk: F32, place: Place, basis: F32 | None) -> F32:

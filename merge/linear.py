@@ -33,9 +33,11 @@ def linear(models: Models, *, normalise: bool = True) -> Mix:
         weights = np.array(target.weights)
         if not normalise:
             return weights
-        total = weights.sum()
-        if abs(total) < 1e-12 * np.abs(weights).sum() or not total:
-            raise OptionError(f"the weights of {target.name} sum to zero, and linear divides by their sum")
+        total, size = sum(target.weights), sum(map(abs, target.weights))
+        if not abs(total) > 1e-12 * size:  # nor where they are infinite
+            raise OptionError(
+                f"the weights of {target.name} sum to zero or beyond all numbers: linear divides by their sum"
+            )
         shares: F64 = weights / total
         return shares
 

@@ -27,6 +27,7 @@ from paring.merging.plan import SHARD_BYTES
 from paring.merging.planning import Request
 from paring.merging.search import Found, Space
 from paring.merging.single import How
+from paring.merging.weights import parse
 from paring.packed import Packed, open_source
 from paring.plan import plan_compress, thread_count
 from paring.report import Difference, Extraction, Inspection, Report, Verification
@@ -143,8 +144,10 @@ def merge(
     A run that was killed is taken up by the same call. Raises OptionError, UnsupportedError, BadFileError,
     BadValueError (NaN, infinity), OutputError.
     """
+    weights = None if weights is None else parse(weights, len(models), 1.0)
     request = Request(
-        [os.fspath(model) for model in models], _text(base), _text(into), method, weights, (), scale, dtype,
+        [os.fspath(model) for model in models], _text(base), _text(into), method, weights, (), float(scale),
+        dtype,
         missing, rank, carried, tokenizer, shard_size, options,
     )  # fmt: skip
     return verb.merge(

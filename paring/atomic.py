@@ -67,7 +67,8 @@ def atomic_folder(
 
     A folder that exists and holds anything is refused, or with ``overwrite`` replaced as a whole: it is moved
     aside, moved back if the new one cannot take its place, and removed once that has. ``replaceable`` names
-    the files that it may hold for that; one that holds anything else is refused. Raises OutputError.
+    the files (and folders, ``NAME/``) that it may hold for that; one that holds anything else is refused.
+    Raises OutputError.
     """
     path = target_of(path)
     with reporting(path):
@@ -155,7 +156,8 @@ def refuse_folder(path: Path, overwrite: bool, replaceable: Collection[str] | No
     if replaceable is None or path.is_symlink():  # of a link, only the link is removed
         return
     for found in sorted(path.iterdir()):
-        if found.name not in replaceable or (found.is_dir() and not found.is_symlink()):
+        folder = found.is_dir() and not found.is_symlink()
+        if found.name + "/" * folder not in replaceable:
             raise OutputError(f"{path} also holds {found.name}, which would be lost: choose another -o")
 
 

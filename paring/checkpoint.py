@@ -229,6 +229,9 @@ def _open_index(index: Path) -> Checkpoint:
     if not weight_map:
         raise BadFileError(f"{index}: weight_map names no tensors")
     shards = {name: _locate_shard(index, name) for name in sorted(set(weight_map.values()))}
+    for found in sorted(index.parent.glob(f"{index.name.split('.')[0]}-*-of-*.safetensors")):
+        if found.name not in shards:
+            raise BadFileError(f"{found} is a shard that {index.name} does not name: of another model?")
     whole = Checkpoint(index, tuple(shards.values()), {}, {}, 0, index=index)
     for file in shards.values():
         part = _open_file(file)

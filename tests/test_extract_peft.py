@@ -79,7 +79,9 @@ def test_peft_makes_the_fine_tune_of_it(tmp_path: Path, make: Any, tied: bool) -
         others="carry",
     )
     assert report.error is not None and report.error < 1e-6
-    assert not report.left_out and not report.warnings
+    assert not report.left_out
+    told = [text for text in report.warnings if "merge_and_unload adds its update twice" not in text]
+    assert not told and len(report.warnings) == (tied and make is not classifier)
     model = PeftModel.from_pretrained(base, tmp_path / "lora").eval()
     assert (before - expected).abs().max() > 0.05
     torch.testing.assert_close(model(IDS).logits, expected, rtol=1e-4, atol=1e-5)

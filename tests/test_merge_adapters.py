@@ -11,7 +11,7 @@ from paring import adapters, registry
 from paring.api import compress, decompress, load, merge
 from paring.checkpoint import open_checkpoint, write_safetensors
 from paring.dtypes import Stored, from_f32
-from paring.errors import BadFileError, OptionError, OutputError, UnsupportedError
+from paring.errors import BadFileError, BadValueError, OptionError, OutputError, UnsupportedError
 from paring.factors import read_factors
 from paring.packed import open_source
 from tests.helpers import names, put_adapter
@@ -228,7 +228,12 @@ def test_dialects_mix_and_the_first_one_names(tmp_path, first):
         made[name] = tmp_path / f"{name}.safetensors"
         write_safetensors(made[name], tensors)
     order = [made[first], *(path for name, path in made.items() if name != first)]
-    merge(order, tmp_path / "out.safetensors", method="task_arithmetic", weights=[1, 1])
+    options = {"method": "task_arithmetic", "weights": [1, 1]}
+    if first == "diffusers":  # a bias under kohya's name would mean nothing beside diffusers' names
+        with pytest.raises(UnsupportedError, match="diff_b, a full tensor and no factor, is not in"):
+            merge(order, tmp_path / "out.safetensors", **options)
+        options["carried"] = "drop"
+    merge(order, tmp_path / "out.safetensors", **options)
     found, exact = deltas(tmp_path / "out.safetensors"), deltas(made[first])
     assert adapters.read(open_checkpoint(tmp_path / "out.safetensors")).dialect == first
     assert error(found, {name: 2 * x for name, x in exact.items()}) < 3e-3
@@ -360,3 +365,96 @@ def test_nothing_is_dropped_in_silence_on_the_way_into_a_base(three, tmp_path):
     refused("score.weight is a full tensor", [headed, three[0]], tmp_path, into=base)
     report = merge([headed, three[0]], tmp_path / "made", into=base, carried="drop")
     assert any("score.weight and 0 more are left out" in text for text in report.warnings)
+
+
+# --- what an adversary found
+
+
+@pytest.mark.parametrize("method", ["ties", "pcb", "sft", "knots"])
+def test_thresholds_count_only_what_adapters_touch(three, tmp_path, method):
+    """Folding in gives what the adapter merge gives, whatever else the base holds."""
+    base = {f"{name}.weight": np.zeros(shape, np.float32) for name, shape in MODULES.items()}
+    base |= {f"other.{i}.weight": np.ones((200, 40), np.float32) for i in range(4)}
+    folder = put_model(tmp_path / "base", base)
+    merge(three, tmp_path / "into", method=method, density=0.2, into=folder)
+    merge(three, tmp_path / "lora", method=method, density=0.2, rank=20)
+    with open_checkpoint(tmp_path / "into") as found:
+        folded = {name: found.read(f"{name}.weight").f32().astype(float) for name in MODULES}
+        assert all((found.read(f"other.{i}.weight").f32() == 1).all() for i in range(4))
+    assert error(folded, deltas(tmp_path / "lora")) < 1e-5
+
+
+def test_kinds_that_only_look_like_checkpoints_are_refused(tmp_path, three):
+    rng = np.random.default_rng(0)
+    names_ = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    loha = {
+        f"{PREFIX}q.{name}": from_f32(rng.standard_normal((4, 4)).astype(np.float32), "F32")
+        for name in names_
+    }
+    folder = put_adapter(tmp_path / "loha", loha, {"peft_type": "LOHA", "r": 4, "alpha": 4})
+    refused("is an adapter .LOHA. of a kind that cannot be merged", [folder, folder], tmp_path)
+    biased = lora(1) | {f"{PREFIX}layers.0.q_proj.lora_B.bias": Stored("F32", np.ones(12, np.float32))}
+    bias = put_adapter(tmp_path / "bias", biased, config(lora_bias=True))
+    refused("lora_B.bias cannot be merged", [bias, three[0]], tmp_path)
+
+
+def test_full_tensors_need_the_configuration_that_names_them(tmp_path):
+    head = lora(1) | {"base_model.model.score.weight": Stored("F32", np.ones((2, 4), np.float32))}
+    first = put_adapter(tmp_path / "plain", lora(0), config())
+    second = put_adapter(tmp_path / "headed", head, config(modules_to_save=["score"]))
+    refused("score.weight.*is not in .*plain.*name .*headed first", [first, second], tmp_path)
+    report = merge([second, first], tmp_path / "out")
+    assert [tensor.name for tensor in report.carried] == ["base_model.model.score.weight"]
+    merge([second, first], tmp_path / "dropped", carried="drop")
+    told = json.loads((tmp_path / "dropped" / "adapter_config.json").read_text())
+    assert told["modules_to_save"] is None and told["bias"] == "none"
+
+
+def test_exclusions_of_the_first_do_not_outlive_the_merge(tmp_path):
+    first = put_adapter(
+        tmp_path / "a", lora(0, modules={"layers.1.down": (20, 30)}), config(exclude_modules=["q_proj"])
+    )
+    second = put_adapter(tmp_path / "b", lora(1), config())
+    merge([first, second], tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["exclude_modules"] is None
+
+
+def test_broken_and_scaleless_adapters_are_told_of(tmp_path, three):
+    bad = lora(3)
+    values = bad[f"{PREFIX}layers.1.down.lora_A.weight"].data.copy()
+    values[0, 0] = np.nan
+    bad[f"{PREFIX}layers.1.down.lora_A.weight"] = Stored("F32", values)
+    folder = put_adapter(tmp_path / "nan", bad, config())
+    for method in ("linear", "ties"):
+        refused(
+            r"layers\.1\.down\.lora_A\.weight holds NaN",
+            [three[0], folder],
+            tmp_path,
+            BadValueError,
+            method=method,
+        )
+    bare = put_adapter(tmp_path / "bare", lora(4), None)
+    report = merge([three[0], bare], tmp_path / "out")
+    assert any("scale assumed 1" in text for text in report.warnings)
+
+
+def test_square_conv1d_weights_are_turned(tmp_path):
+    """PEFT has one fan_in_fan_out for all modules, and it is wrong for some."""
+    shapes = {"h.0.attn.c_attn": (8, 24), "h.0.attn.c_proj": (8, 8), "lm_head": (50, 8)}
+    base = put_model(tmp_path / "base", {f"{n}.weight": np.zeros(s, np.float32) for n, s in shapes.items()})
+    modules = {"h.0.attn.c_proj": (8, 8), "lm_head": (50, 8)}
+    tensors = lora(0, modules=modules)
+    folder = put_adapter(tmp_path / "a", tensors, config(fan_in_fan_out=False, target_modules=list(modules)))
+    merge([folder], tmp_path / "out", into=base)
+    exact = deltas(folder)
+    with open_checkpoint(tmp_path / "out") as found:
+        proj, head = (found.read(f"{name}.weight").f32() for name in modules)
+    np.testing.assert_allclose(proj, exact["h.0.attn.c_proj"].T, atol=1e-5)
+    np.testing.assert_allclose(head, exact["lm_head"], atol=1e-5)
+
+
+def test_options_are_refused_on_a_dry_run(three, tmp_path):
+    for options in ({"method": "ties", "density": 2}, {"method": "slerp"}, {"rank": "abc"}, {"rank": 4.7}):
+        refused("density|slerp merges two|--rank", three, tmp_path, OptionError, dry_run=True, **options)
+    report = merge(three, tmp_path / "out", dry_run=True)
+    assert report.error is None and names(tmp_path) == ["pattern", "plain", "stable"]

@@ -319,3 +319,40 @@ def test_a_full_disk_is_refused_before_anything_is_read(models, tmp_path, monkey
     monkeypatch.setattr("paring.atomic.shutil.disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
     monkeypatch.setattr("paring.merging.run.run", None)
     refused(OutputError, "no room for", tmp_path, tuned, tmp_path / "out")
+
+
+def test_pooling_folders_go_along_and_may_be_replaced(models, tmp_path):
+    _, tuned = models
+    (tuned[0] / "1_Pooling").mkdir()
+    (tuned[0] / "1_Pooling" / "config.json").write_text("{}")
+    for _ in range(2):
+        merge(tuned, tmp_path / "out", overwrite=True)
+        assert names(tmp_path / "out" / "1_Pooling") == ["config.json"]
+    (tmp_path / "out" / "mine").mkdir()
+    with pytest.raises(OutputError, match="also holds mine"):
+        merge(tuned, tmp_path / "out", overwrite=True)
+
+
+def test_numbers_of_any_kind(models, tmp_path):
+    _, tuned = models
+    merge(tuned, tmp_path / "a", weights=[1, 2, 1])
+    merge(tuned, tmp_path / "b", weights=np.array([1, 2, 1.0]))
+    merge(tuned, tmp_path / "c", weights=[np.float32(1), np.int64(2), 1])
+    assert digest(tmp_path / "a") == digest(tmp_path / "b") == digest(tmp_path / "c")
+    for weights in ([1, None, 1], [1, [], 1], [10**400, 1, 1], [1e308, 1e308, 1e308], "1;2"):
+        refused(
+            OptionError,
+            "--weights|beyond all numbers|numbers for",
+            tmp_path,
+            tuned,
+            tmp_path / "x",
+            weights=weights,
+        )
+
+
+def test_a_second_checkpoint_in_an_input_and_extra_shards_are_refused(models, tmp_path):
+    _, tuned = models
+    refused(OutputError, "would be a second checkpoint", tmp_path, tuned, tuned[0] / "out.safetensors")
+    shard = next(tuned[1].glob("model-*"))
+    (tuned[1] / "model-00099-of-00099.safetensors").write_bytes(shard.read_bytes())
+    refused(BadFileError, "model-00099-of-00099.safetensors is a shard that", tmp_path, tuned, tmp_path / "x")

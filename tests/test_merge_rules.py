@@ -283,3 +283,13 @@ def test_emr_counts_tasks_from_one():
     for task in (0, 4):
         with pytest.raises(OptionError, match=f"--task {task}: there are 3 models"):
             merged("emr", MODELS, task=task)
+
+
+@pytest.mark.parametrize("combine", ["mean", "sum", "max"])
+def test_a_negative_weight_turns_its_model_round(combine):
+    turned = [{name: -array for name, array in MODELS[0].items()}, MODELS[1]]
+    found = merged("ties", MODELS[:2], [-1.0, 2.0], density=0.5, combine=combine)
+    expected = merged("ties", turned, [1.0, 2.0], density=0.5, combine=combine)
+    np.testing.assert_allclose(flat(found), flat(expected), rtol=1e-6)
+    near = merged("ties", [MODELS[0], MODELS[0]], [1.0, -0.999], density=1.0, combine=combine)
+    assert np.abs(flat(near)).max() <= 1.001 * np.abs(flat(MODELS[0])).max()

@@ -6,6 +6,7 @@ import pytest
 from paring.errors import OptionError
 from paring.merge._spectral import decomposed, left, orthogonal
 from paring.merge._sphere import centre
+from paring.merge.knots import _left
 from tests.helpers import merged
 from tests.test_merge_rules import MODELS, SHAPES, WEIGHTS, by_tensor, check, flat
 
@@ -233,3 +234,15 @@ def test_what_is_rounding_has_no_singular_vectors():
     columns = rng.standard_normal((10, 2))
     twice = orthogonal(np.hstack([columns, columns]))
     np.testing.assert_allclose(twice, np.hstack([polar(columns)] * 2) / np.sqrt(2), atol=1e-9)
+
+
+def test_knots_of_a_long_matrix_is_that_of_a_wide_one():
+    """Both Gram matrices give the same basis: an embedding takes no matrix of its vocabulary squared."""
+    rng = np.random.default_rng(0)
+    long = [rng.standard_normal((300, 5)).astype(np.float32) for _ in range(2)]
+    side = np.concatenate(long, axis=1).astype(np.float64)
+    short = _left(long)
+    np.testing.assert_allclose(short @ (short.T @ side), side, atol=1e-9)
+    assert short.shape == (300, 10)
+    whole = left(side @ side.T)
+    np.testing.assert_allclose(short @ short.T, whole @ whole.T, atol=1e-9)

@@ -145,6 +145,8 @@ class Output:
         heads = {name.removesuffix(".weight") for name in self.found.tied}
         if tied and (tied.endswith("shared") or not heads <= {"lm_head"}):
             out.append(f"{tied} is shared: PEFT uses its factors there alone, until they are merged")
+        if tied:
+            out.append(f"{tied} is tied: PEFT's merge_and_unload adds its update twice; use it unmerged")
         return out
 
     def write(self, modules: Sequence[Extracted], carried: Carriage) -> None:

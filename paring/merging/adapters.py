@@ -19,10 +19,16 @@ import numpy as np
 from paring import lowrank
 from paring.adapters.view import LowRank, Vector
 from paring.coding import Factors
-from paring.dtypes import Stored, from_f32
-from paring.errors import OptionError, UnsupportedError
+from paring.dtypes import Stored, first_nonfinite, from_f32
+from paring.errors import BadValueError, OptionError, UnsupportedError
 from paring.merging.chunks import on_cpu
-from paring.merging.inputs import Model, full_tensors
+from paring.merging.inputs import (
+    Model,
+    assumed_scales,
+    different_bases,
+    full_tensors,
+    refuse_kinds,
+)
 from paring.merging.models import F32, F64, Mix, Models, Result, Target
 from paring.merging.modules import Joint, key
 from paring.merging.outcome import Outcome, write
@@ -30,7 +36,7 @@ from paring.merging.planning import Request, alike, check
 from paring.merging.sources import Source, Updates
 from paring.merging.weights import Weighting, layers_in, parse
 from paring.plan import thread_count
-from paring.report import ModuleReport, Report, peak_rss_bytes
+from paring.report import CarriedReport, ModuleReport, Report, peak_rss_bytes
 from paring.stream import in_order
 
 #: singular values below this share of the largest are rounding, of fp32 factors
@@ -57,6 +63,7 @@ def merge(
     method, options = check(request)
     if request.tokenizer is not None:
         raise OptionError("--tokenizer is for checkpoints: merged adapters keep the vocabulary of their base")
+    _rank(request.rank)
     joints = _join(models)
     weights = parse(request.weights, len(models), 1.0)
     weighting = Weighting(weights, tuple(request.patterns), layers_in({j.name: None for j in joints}))
@@ -65,7 +72,7 @@ def merge(
     outcome = Outcome(models[0], output, overwrite, request)
     outcome.refuse()
     warnings = alike([None, *models])
-    warnings += _bases(models)
+    warnings += [*different_bases(models), *assumed_scales(models)]
     merged: list[Merged] = []
     if not dry_run:
         view = _view(joints, models, weighting, method.unit, thread_count(threads), "seed" in options)
@@ -83,7 +90,8 @@ def merge(
         recipe={**request.recipe(), "options": options},
         bytes_in=sum(model.checkpoint.nbytes for model in models),
         bytes_out=None if dry_run else outcome.nbytes(),
-        error=(sum(part.lost for part in merged) / energy) ** 0.5 if energy else 0.0,
+        error=None if dry_run else (sum(part.lost for part in merged) / energy) ** 0.5 if energy else 0.0,
+        carried=[CarriedReport(name, tensor.nbytes, "carried unchanged") for name, tensor in carried.items()],
         modules=[part.report() for part in merged],
         warnings=warnings,
         seconds=time.perf_counter() - started,
@@ -99,8 +107,7 @@ def _join(models: Sequence[Model]) -> list[Joint]:
     for number, model in enumerate(models):
         adapter = model.adapter
         assert adapter is not None
-        for module, reason in adapter.refused:
-            raise UnsupportedError(f"{model.path}: {module} cannot be merged: {reason}")
+        refuse_kinds(model)
         if not adapter.modules and not adapter.vectors:
             raise UnsupportedError(f"{model.path} holds no factors to merge")
         parts: list[LowRank | Vector] = [*adapter.modules, *adapter.vectors]
@@ -137,14 +144,6 @@ def _shape(part: LowRank | Vector) -> tuple[int, int]:
     return (1, part.numel) if isinstance(part, Vector) else (part.n_out, part.n_in)
 
 
-def _bases(models: Sequence[Model]) -> list[str]:
-    bases = {model.adapter.base: model.path for model in models if model.adapter and model.adapter.base}
-    if len(bases) < 2:
-        return []
-    (one, a), (two, b), *_ = bases.items()
-    return [f"{a} was made for {one}, {b} for {two}: merging adapters of different bases makes no sense"]
-
-
 def _carried(models: Sequence[Model], policy: str) -> dict[str, Stored]:
     """The tensors that are not factors and go along; those that differ are settled by ``policy``."""
     if policy not in ("refuse", "first", "drop"):
@@ -157,7 +156,14 @@ def _carried(models: Sequence[Model], policy: str) -> dict[str, Stored]:
         return {}
     out = {}
     for name, some in holders.items():
+        if some[0] is not models[0]:
+            raise UnsupportedError(
+                f"{name}, a full tensor and no factor, is not in {models[0].path}, whose configuration the "
+                f"result gets: name {some[0].path} first, or add --carried drop"
+            )
         first = some[0].checkpoint.read(name)
+        if first_nonfinite(first) is not None:
+            raise BadValueError(f"{some[0].path}: {name} holds NaN or infinity: get or train it again")
         for other in some[1:] if policy == "refuse" else ():
             info = other.checkpoint.tensors[name]
             if (info.dtype, info.shape) != (first.dtype, first.shape) or (
@@ -245,7 +251,7 @@ def _rank(rank: int | str | None) -> int | None:
     if rank in (None, "exact"):
         return None
     try:
-        number = int(rank or 0)
+        number = int(rank or 0) if isinstance(rank, str) else rank if type(rank) is int else 0
     except ValueError:
         number = 0
     if number < 1:

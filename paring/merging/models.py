@@ -183,7 +183,8 @@ class Models:
             if scope == "model":
                 return self._ranked(positions, numbers, of, signed, self.threads)
             each = in_order(lambda i: self._ranked(positions, [i], of, signed, 1), numbers, self.threads)
-            return np.stack(list(each)) if self.targets else np.zeros((0, self.n, 0), np.float32)
+            nothing = np.zeros((0, self.n, len(positions(1))), np.float32)
+            return np.stack(list(each)) if self.targets else nothing
 
         known: F32 = self._once((tuple(positions(max(1, self.numel))), signed, scope), found)
         return known

@@ -16,6 +16,9 @@ _PREFIXES = re.compile(
     r"^(base_model\.model\.|lora_(unet|te\d?)_|unet\.|text_encoder\d?\.|transformer\.|diffusion_model\.)"
 )
 
+#: Conv1D layers of GPT-2
+_CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")
+
 
 @dataclass(frozen=True, slots=True)
 class Joint:
@@ -72,14 +75,29 @@ def weight_names(adapter: Adapter, base: Mapping[str, Entry]) -> dict[str, str]:
     return found
 
 
-def transposed(adapter: Adapter, module: LowRank) -> bool:
-    """Whether the weight is stored as (in, out): embeddings, and Conv1D of GPT-2."""
-    return "lora_embedding" in module.a or bool((adapter.config or {}).get("fan_in_fan_out"))
+def turned(adapter: Adapter, names: Mapping[str, str], base: Mapping[str, Entry]) -> frozenset[str]:
+    """The modules whose weight in ``base`` is stored as (in, out): embeddings, and Conv1D of GPT-2.
+
+    Shapes tell; where a weight is square, its name does in a base that has Conv1D layers, else the adapter's
+    ``fan_in_fan_out`` (which is one word for all of its modules).
+    """
+    conv1d = any(
+        name.endswith("c_attn.weight") and len(entry.shape) == 2 and entry.shape[1] == 3 * entry.shape[0]
+        for name, entry in base.items()
+    )
+    flag = bool((adapter.config or {}).get("fan_in_fan_out"))
+    found = set()
+    for module in adapter.modules:
+        square = module.name.rpartition(".")[2] in _CONV1D if conv1d else flag
+        by_shape = base[names[module.name]].shape[0] == module.n_in
+        if "lora_embedding" in module.a or (square if module.n_in == module.n_out else by_shape):
+            found.add(module.name)
+    return frozenset(found)
 
 
 def _refuse_shape(adapter: Adapter, module: LowRank, name: str, entry: Entry) -> None:
-    first = module.n_in if transposed(adapter, module) else module.n_out
-    if numel(entry.shape) != module.n_in * module.n_out or not entry.shape or entry.shape[0] != first:
+    sides = (module.n_in, module.n_out)
+    if numel(entry.shape) != module.n_in * module.n_out or not entry.shape or entry.shape[0] not in sides:
         raise UnsupportedError(
             f"{adapter.checkpoint.path}: module {module.name} is {module.n_out} x {module.n_in}, but {name} "
             f"is {list(entry.shape)}: another base's adapter?"

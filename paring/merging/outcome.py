@@ -85,7 +85,7 @@ def write(
     if outcome.single:
         write_safetensors(outcome.output, whole, metadata, overwrite=outcome.overwrite, check=check)
         return
-    config = _config(outcome.donor, joints, ranks)
+    config = _config(outcome.donor, joints, ranks, outcome.request.carried == "drop")
     with atomic.atomic_folder(outcome.output, outcome.overwrite, _OURS) as folder:
         write_safetensors(folder / WEIGHTS, whole, metadata, check=check)
         if config is not None:
@@ -118,12 +118,16 @@ def _metadata(donor: Model, ranks: Mapping[str, int]) -> dict[str, str]:
     return told
 
 
-def _config(donor: Model, joints: Sequence[Joint], ranks: Mapping[str, int]) -> dict[str, Any] | None:
+def _config(
+    donor: Model, joints: Sequence[Joint], ranks: Mapping[str, int], dropped: bool
+) -> dict[str, Any] | None:
     """PEFT's configuration: the scale is in the factors, so alpha equals the rank everywhere."""
     assert donor.adapter is not None
     if donor.adapter.config is None:
         return None
     config = dict(donor.adapter.config)
+    if dropped:
+        config |= {"modules_to_save": None, "bias": "none", "trainable_token_indices": None}
     lowrank = [joint for joint in joints if any(isinstance(part, LowRank) for part in joint.parts)]
     if not lowrank:
         return config
@@ -134,5 +138,5 @@ def _config(donor: Model, joints: Sequence[Joint], ranks: Mapping[str, int]) -> 
     own = {module.name for module in donor.adapter.modules}
     if own != {joint.name for joint in lowrank}:
         config["target_modules"] = sorted(joint.name for joint in lowrank)
-        config["layers_to_transform"] = config["layers_pattern"] = None
+        config["layers_to_transform"] = config["layers_pattern"] = config["exclude_modules"] = None
     return config

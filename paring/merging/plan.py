@@ -126,6 +126,9 @@ def align(
             continue
         _same_shape(models, name, found)
         first = min(i for i in found if i not in updates)
+        if deltas and set(found) == {0}:  # of adapters alone, that leave it as it is
+            copied.append(Copied(name, 0, found[0], (), "no adapter touches it"))
+            continue
         own = dtype or found[first].dtype
         in_each = tuple(name if i in found else None for i in range(len(tensors)))
         targets.append(Target(name, found[first].shape, own, in_each, weighting.of(name)))

@@ -14,7 +14,8 @@ from paring.decompressing import parse_dtype
 from paring.errors import OptionError, OutputError, UnsupportedError
 from paring.merging import configs
 from paring.merging import layers as numbered
-from paring.merging.inputs import Model, full_tensors
+from paring.merging.inputs import Model, assumed_scales, different_bases, full_tensors, refuse_kinds
+from paring.merging.models import Models
 from paring.merging.modules import weight_names
 from paring.merging.plan import SHARD_BYTES, Copied, MergePlan, align, layout
 from paring.merging.sources import Entry
@@ -82,7 +83,14 @@ def check(request: Request) -> tuple[Method, dict[str, Any]]:
         if not 0 <= model < len(request.models):
             raise OptionError(f"weight of {pattern}: of model {model}, and there are {len(request.models)}")
     _check_layers(request, method)
+    _try(method, options, len(request.models))
     return method, options
+
+
+def _try(method: Method, options: dict[str, Any], count: int) -> None:
+    """Have the rule itself refuse options that cannot be meant, on models without tensors."""
+    if method.name != "passthrough":
+        method.function(Models([], [None] * (count + 1), True, frozenset(), method.unit), **options)
 
 
 def refuse_pack(output: Path, method: Method) -> None:
@@ -130,7 +138,8 @@ def plan_checkpoint(
     if deltas and base is None:
         raise OptionError(f"{method.name} works on deltas: add --base, the model that these were tuned from")
     stacked = method.name == "passthrough"
-    warnings = [] if stacked else [*alike(opened), *_left_out(models, request.carried)]
+    warnings = [] if stacked else [*alike(opened), *different_bases(models), *assumed_scales(models)]
+    warnings += _left_out(models, request.carried)
     whole = [model for model in opened if model is not None and not model.updates]
     entries = {name: Entry(info.shape, info.dtype) for name, info in whole[0].checkpoint.tensors.items()}
     tensors: list[Mapping[str, Entry] | None] = [
@@ -138,6 +147,8 @@ def plan_checkpoint(
     ]
     updates = frozenset(i for i, model in enumerate(opened) if model is not None and model.updates)
     weights = parse(request.weights, len(models), 1.0)
+    if any(entry.dtype == "F64" for found in tensors for entry in (found or {}).values()):
+        warnings.append("fp64 tensors are merged in fp32")
     vocabulary = None
     if request.tokenizer is not None:
         named = request.base if request.base is not None else request.into
@@ -184,8 +195,7 @@ def _entries(model: Model, base: Mapping[str, Entry], carried: str) -> dict[str,
     if model.adapter is None:
         infos = model.checkpoint.tensors
         return {name: Entry(info.shape, info.dtype) for name, info in infos.items()}
-    for module, reason in model.adapter.refused:
-        raise UnsupportedError(f"{model.path}: {module} cannot be merged: {reason}")
+    refuse_kinds(model)
     for vector in model.adapter.vectors:
         raise UnsupportedError(
             f"{model.path}: {vector.name} multiplies activations: it cannot be put in a base"
@@ -250,6 +260,9 @@ def _refuse_output(target: Path, single: bool, models: Sequence[Model], overwrit
     atomic.refuse_same_file(target, inputs)
     if single:
         atomic.refuse_existing(target, overwrite)
+        for model in models:
+            if model.path.is_dir() and target.parent.resolve() == model.path.resolve():
+                raise OutputError(f"{target} would be a second checkpoint in {model.path}: choose another -o")
     elif target.exists() and not target.is_dir():
         raise OutputError(f"{target} exists and is not a folder: choose another -o")
     refuse_sealed(target)

@@ -15,7 +15,7 @@ TOKENIZER = (
     "spiece.model", "sentencepiece*.model", "chat_template*", "additional_chat_templates",
 )  # fmt: skip
 #: files beside a checkpoint that go with its configuration; anything else stays behind
-_BESIDE = (
+BESIDE = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
     *TOKENIZER, "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling",
 )  # fmt: skip
@@ -37,7 +37,7 @@ def copy_beside(
     """
     names = []
     for found in sorted(donor.iterdir()):
-        if any(fnmatchcase(found.name, pattern) for pattern in _BESIDE):
+        if any(fnmatchcase(found.name, pattern) for pattern in BESIDE):
             if found.is_dir():
                 shutil.copytree(found, folder / found.name, dirs_exist_ok=True)  # a run taken up again
             else:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from paring.errors import BadValueError, UnsupportedError
 from paring.kernels import elementwise, merging
 from paring.merging import record, tasks
 from paring.merging.models import Chunk, Mix, Models, Result, Target
-from paring.merging.modules import transposed, weight_names
+from paring.merging.modules import turned, weight_names
 from paring.merging.plan import Copied, MergePlan
 from paring.merging.sources import Entry, Source, Updates, Weights
 from paring.merging.tasks import Tasks, TaskUpdates, packs
@@ -95,8 +96,8 @@ def open_models(plan: MergePlan, known: dict[Any, Any], device: str) -> Models:
         elif model.task is not None:
             sources.append(TaskUpdates(cast(Packed, model.checkpoint), model.task))
         elif model.adapter is not None:
-            turned = frozenset(m.name for m in model.adapter.modules if transposed(model.adapter, m))
-            sources.append(Updates(model.adapter, weight_names(model.adapter, entries), turned))
+            names = weight_names(model.adapter, entries)
+            sources.append(Updates(model.adapter, names, turned(model.adapter, names, entries)))
         else:
             sources.append(Weights(model.checkpoint))
     updates = frozenset(i for i, source in enumerate(sources) if isinstance(source, Updates | TaskUpdates))
@@ -120,7 +121,7 @@ def fingerprint(plan: MergePlan, device: str) -> str:
     for model in plan.models:
         for file in model.checkpoint.inputs if model is not None else ():
             status = file.stat()
-            told.append([file.name, status.st_size, status.st_mtime_ns])
+            told.append([file.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino])
         if model is not None:
             tensors = model.checkpoint.tensors.values()
             told.append([[info.name, info.dtype, info.shape, info.start] for info in tensors])
@@ -128,19 +129,12 @@ def fingerprint(plan: MergePlan, device: str) -> str:
 
 
 def _replaceable(plan: MergePlan) -> list[str] | None:
-    """The files that a folder may hold to be replaced: a merge's own, of whatever number of shards."""
+    """What a folder may hold to be replaced: a merge's own files, of whatever number of shards."""
     if plan.single or not plan.output.is_dir():
         return None
-    from fnmatch import fnmatchcase
-
-    from paring.merging.record import _BESIDE
-
-    ours = (*_BESIDE, "model*.safetensors", "model.safetensors.index.json", "README.md")
-    return [
-        found.name
-        for found in plan.output.iterdir()
-        if any(fnmatchcase(found.name, pattern) for pattern in ours)
-    ]
+    ours = (*record.BESIDE, "model*.safetensors", "model.safetensors.index.json", "README.md")
+    found = (path for path in plan.output.iterdir() if any(fnmatchcase(path.name, some) for some in ours))
+    return [path.name + "/" * path.is_dir() for path in found]
 
 
 def _copied(copy: Copied, sources: Sequence[Source | None]) -> npt.NDArray[Any]:

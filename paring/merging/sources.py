@@ -16,7 +16,7 @@ from paring.adapters.view import Adapter
 from paring.checkpoint import Checkpoint
 from paring.coding import Factors
 from paring.dtypes import STORAGE, itemsize, numel
-from paring.errors import BadFileError
+from paring.errors import BadFileError, BadValueError
 from paring.factors import read_factors
 from paring.packed import Packed
 from paring.safetensors_io import file_state
@@ -124,6 +124,10 @@ class Updates:
     ) -> None:
         self.adapter, self.path = adapter, adapter.checkpoint.path
         found = read_factors(adapter)
+        for f in found:
+            for name, values in ((f.a, f.A), (f.b, f.B)):
+                if name is not None and not np.isfinite(values).all():
+                    raise BadValueError(f"{self.path}: {name} holds NaN or infinity: get or train it again")
         self.modules: dict[str, Factors] = {names[f.name]: f for f in found if f.name in names}
         #: name -> left (rows, r) with the scale in it, right (r, columns)
         self._products: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}

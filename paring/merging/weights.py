@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from paring.errors import OptionError
 
@@ -77,13 +78,23 @@ def after_layers(tensor: str) -> bool:
     return layer_of(tensor) is None and "embeddings" not in tensor and bool(_AFTER.search(tensor))
 
 
+def _number(part: Any) -> Weight:
+    """One weight as plain floats, whatever kind of number it was. Raises ValueError, TypeError."""
+    if isinstance(part, str | int | float) or not hasattr(part, "__len__"):
+        return float(part)
+    if not len(part):
+        raise ValueError("no anchors")
+    return [float(x) for x in part]
+
+
 def parse(text: str | Sequence[Weight] | None, count: int, default: float) -> tuple[Weight, ...]:
     """``"1,1,.5"`` or numbers, one for each of ``count`` models. Raises OptionError."""
     if text is None:
         return (default,) * count
     try:
-        parts: Sequence[Weight] = [float(part) for part in text.split(",")] if isinstance(text, str) else text
-    except ValueError:
+        given = text.split(",") if isinstance(text, str) else text
+        parts: Sequence[Weight] = [_number(part) for part in given]
+    except (ValueError, TypeError, OverflowError):
         raise OptionError(f"--weights {text}: expected numbers with commas between") from None
     if len(parts) != count:
         raise OptionError(f"--weights gives {len(parts)} numbers for {count} models")

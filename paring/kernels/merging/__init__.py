@@ -50,7 +50,8 @@ def majority(vectors: F32, thresholds: F32, weights: F64, sign: str) -> float:
 def ties(vectors: F32, thresholds: F32, weights: F64, sign: str, combine: str, cancelled: float) -> F32:
     """TIES: trim, elect signs, ``cancelled`` (-1, 0, 1) where they cancel, and combine what agrees.
 
-    ``combine`` is the ``mean`` or ``sum`` of ``weights * vectors``, or the one of largest magnitude, ``max``.
+    What agrees are weighted entries, a negative weight's with the opposite sign. ``combine`` is the ``mean``
+    (their sum over that of the weights' magnitudes), the ``sum``, or the one of largest magnitude, ``max``.
     """
     found: F32 = _for(vectors).ties(vectors, thresholds, weights, sign, combine, cancelled)
     return found

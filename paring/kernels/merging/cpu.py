@@ -111,16 +111,18 @@ def elected(vectors: F32, thresholds: F32, weights: F64, sign: str) -> F32:
 def _agreeing(out: Any, share: Any, row: Any, gamma: Any, t: Any, w: Any) -> None:
     for p in range(len(out)):
         v = row[p]
-        agrees = np.float32((abs(v) >= t) & (v * gamma[p] > _ZERO))
-        out[p] += agrees * (w * v)
-        share[p] += agrees * w
+        part = w * v
+        agrees = np.float32((abs(v) >= t) & (part * gamma[p] > _ZERO))
+        out[p] += agrees * part
+        share[p] += agrees * abs(w)
 
 
 @jit()
 def _largest(out: Any, row: Any, gamma: Any, t: Any, w: Any) -> None:
     for p in range(len(out)):
         v = row[p]
-        part = np.float32((abs(v) >= t) & (v * gamma[p] > _ZERO)) * (w * v)
+        part = w * v
+        part = np.float32((abs(v) >= t) & (part * gamma[p] > _ZERO)) * part
         out[p] = part if abs(part) > abs(out[p]) else out[p]
 
 

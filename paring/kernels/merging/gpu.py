@@ -39,14 +39,15 @@ def elected(vectors: T, thresholds: F32, weights: F64, sign: str) -> T:
 def ties(vectors: T, thresholds: F32, weights: F64, sign: str, combine: str, cancelled: float) -> T:
     gamma = elected(vectors, thresholds, weights, sign)
     gamma = torch.where(gamma == 0, cancelled, gamma)
-    agree = (vectors.abs() >= _column(thresholds, vectors)) & (vectors * gamma > 0)
+    weighted = _column(weights, vectors) * vectors
+    agree = (vectors.abs() >= _column(thresholds, vectors)) & (weighted * gamma > 0)
     if combine == "max":
-        parts = torch.where(agree, _column(weights, vectors) * vectors, 0)
+        parts = torch.where(agree, weighted, 0)
         return parts.gather(0, parts.abs().argmax(dim=0, keepdim=True))[0]
     total = weighted_sum(torch.where(agree, vectors, 0), weights)
     if combine == "sum":
         return total
-    share = weighted_sum(agree.float(), weights)
+    share = weighted_sum(agree.float(), np.abs(weights))
     return total / torch.where(share == 0, 1, share)
 
 

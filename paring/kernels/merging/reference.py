@@ -28,9 +28,9 @@ def elected(vectors: F32, thresholds: F32, weights: F64, sign: str) -> F32:
 def ties(vectors: F32, thresholds: F32, weights: F64, sign: str, combine: str, cancelled: float) -> F32:
     gamma = elected(vectors, thresholds, weights, sign)
     gamma[gamma == 0] = cancelled
-    agree = (np.abs(vectors) >= thresholds[:, None]) & (vectors != 0) & (np.sign(vectors) == gamma)
-    short = weights.astype(np.float32)[:, None]
-    parts = np.where(agree, short * vectors, np.float32(0))
+    weighted = weights.astype(np.float32)[:, None] * vectors
+    agree = (np.abs(vectors) >= thresholds[:, None]) & (weighted != 0) & (np.sign(weighted) == gamma)
+    parts = np.where(agree, weighted, np.float32(0))
     if combine == "max":
         largest = np.abs(parts).argmax(axis=0)
         chosen: F32 = np.take_along_axis(parts, largest[None], axis=0)[0]
@@ -38,7 +38,7 @@ def ties(vectors: F32, thresholds: F32, weights: F64, sign: str, combine: str, c
     total = weighted_sum(np.where(agree, vectors, np.float32(0)), weights)
     if combine == "sum":
         return total
-    share = weighted_sum(agree.astype(np.float32), weights)
+    share = weighted_sum(agree.astype(np.float32), np.abs(weights))
     return np.divide(total, share, out=np.zeros_like(total), where=share != 0)
 
 
