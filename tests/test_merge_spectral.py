@@ -202,7 +202,7 @@ def test_knots(rank, room, monkeypatch):
     mean = (W[:, None] * trimmed * agree).sum(0) / np.where(share > 0, share, 1)
     ends = np.cumsum([c.shape[1] for c in coordinates])[:-1]
     made = []
-    monkeypatch.setattr("paring.merge.knots.left", lambda gram: made.append(0) or left(gram))
+    monkeypatch.setattr("paring.merge.knots._left", lambda parts: made.append(0) or _left(parts))
     found = merged("knots", models, WEIGHTS)
     visits = 4 if joint.shape[1] > 65_536 else 3  # as few as that are ranked in one
     assert len(made) == len(bases) * (1 if room else visits)
