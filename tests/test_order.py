@@ -1,5 +1,8 @@
 """Histograms of magnitudes and exact order statistics: numba and torch against numpy."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paring.kernels import order
+from paring.kernels.jit import _folder
 from paring.kernels.order import cpu, gpu, reference
 from paring.stream import Item, Magnitudes
 
@@ -78,3 +82,11 @@ def test_any_device_counts_the_same(device):
     values = np.random.default_rng(2).standard_normal(100_000).astype(np.float32)
     np.testing.assert_array_equal(order.high(values, device), reference.high(values))
     np.testing.assert_array_equal(order.low(values, 0x7F00, device), reference.low(values, 0x7F00))
+
+
+@pytest.mark.skipif("NUMBA_CACHE_DIR" in os.environ, reason="numba is told where to keep machine code")
+def test_machine_code_is_not_kept_beside_the_sources():
+    """What an installer does not know of it leaves behind, and it hides the next installation."""
+    kept = Path(cpu._high._cache.cache_path)
+    assert not kept.is_relative_to(Path(cpu.__file__).parents[2])
+    assert kept.parent == _folder()

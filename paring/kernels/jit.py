@@ -1,13 +1,17 @@
 """How kernels are compiled: on first use, without the interpreter lock, and kept on disk where there is room.
 
-numba wants a folder to keep machine code in, beside the source or under the user's home. Where neither can
-be written (a container that runs as nobody) it refuses to compile at all: then kernels are compiled in each
-process.
+Machine code is kept in the user's cache folder, not beside the sources as numba would have it: what it leaves
+there no installer removes, and such a folder hides a later installation. NUMBA_CACHE_DIR, if set, is
+respected. Where nothing can be written (a container that runs as nobody) kernels are compiled in each process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
@@ -21,15 +25,35 @@ def jit(**options: Any) -> Callable[[F], F]:
     Floats divide as numpy's do: a check for zero in a loop would keep it from becoming vectors.
     """
     options = {"nogil": True, "error_model": "numpy", **options}
-
     compiler: Any = numba.njit
 
     def compiled(function: F) -> F:
         made: F
         try:
-            made = compiler(cache=True, **options)(function)
+            with _kept_elsewhere():
+                made = compiler(cache=True, **options)(function)
         except RuntimeError:  # "no locator available": nowhere to keep it
             made = compiler(**options)(function)
         return made
 
     return compiled
+
+
+@contextmanager
+def _kept_elsewhere() -> Iterator[None]:
+    """Meanwhile numba keeps what it decorates in our folder; others' functions stay where they are."""
+    config: Any = numba.config
+    before = config.CACHE_DIR
+    config.CACHE_DIR = before or str(_folder())
+    try:
+        yield
+    finally:
+        config.CACHE_DIR = before
+
+
+def _folder() -> Path:
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "paring"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home()) / "paring" / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paring"
