@@ -2,7 +2,7 @@
 
 Machine code is kept in the user's cache folder, not beside the sources as numba would have it: what it leaves
 there no installer removes, and such a folder hides a later installation. NUMBA_CACHE_DIR, if set, is
-respected. Where nothing can be written (a container that runs as nobody) kernels are compiled in each process.
+respected. Where nothing can be written (a container that runs as nobody) each process compiles anew.
 """
 
 from __future__ import annotations
