@@ -133,7 +133,8 @@ def _difference(before: Checkpoint, output: Path) -> str | None:
         if before.digest() == after.digest():
             return f"{output} has the same tensors as {before.path}, in other files or beside other metadata"
         return (
-            f"{output} differs from {before.path}: an input has changed since, or the version or device has"
+            f"{output} differs from {before.path}: an input has changed since, or the version, "
+            "the device or, for rules that decompose matrices, the number of BLAS threads"
         )
 
 

@@ -276,3 +276,11 @@ def test_the_command(tmp_path: Path) -> None:
     told = json.loads(CliRunner().invoke(command, [str(a), str(b), "--base", str(base), "--json"]).stdout)
     assert told["command"] == "diff" and told["delta_cosine"][0][1] == pytest.approx(1, abs=1e-3)
     assert told["agreement"][0][1] == pytest.approx(1, abs=0.01) and told["base"] == str(base)
+
+
+def test_tensors_without_entries_differ_in_nothing(tmp_path: Path) -> None:
+    from tests.merging import put_model
+
+    models = [put_model(tmp_path / name, {"x": np.zeros((0, 4), np.float32)}) for name in "ab"]
+    found = diff(models)
+    assert found.tensors[0].delta_norm == [0.0] and found.change == [None]

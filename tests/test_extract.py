@@ -183,6 +183,7 @@ def broken(**more: Any) -> Callable[[Tensors], Tensors]:
         (broken(), {}, OptionError, "give one of --rank"),
         (broken(), {"rank": 2, "energy": 0.5}, OptionError, "give one of --rank"),
         (broken(), {"rank": 0}, OptionError, "at least 1"),
+        (broken(), {"rank": 2.5}, OptionError, "a whole number"),
         (broken(), {"energy": 1.5}, OptionError, "at most 1"),
         (broken(), {"rank": 2, "max_rank": 3}, OptionError, "only with --energy"),
         (broken(), {"rank": 2, "others": "keep"}, OptionError, "expected report or carry"),

@@ -22,6 +22,7 @@ class Sums:
     """Sums over the entries of a tensor, or of all, and what they tell; lists follow the models."""
 
     def __init__(self, row: F64, n: int, present: Sequence[bool]) -> None:
+        row = row if row.size else np.zeros(5 * n + 3 * n * n)  # of tensors that all are empty
         self.base, self.own, self.dots, self.different, self.counts = row[: 5 * n].reshape(5, n)
         self.gram, self.both, self.agree = row[5 * n :].reshape(3, n, n)
         self.present, self._pairs = present, list(combinations(range(n), 2))

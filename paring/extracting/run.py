@@ -64,8 +64,8 @@ class Request:
         """What options alone can tell; returns the dtype of factors. Raises OptionError."""
         if (self.rank is None) == (self.energy is None):
             raise OptionError("give one of --rank, the same for all, and --energy, the share to keep of each")
-        if self.rank is not None and self.rank < 1:
-            raise OptionError(f"--rank {self.rank}: at least 1")
+        if self.rank is not None and (type(self.rank) is not int or self.rank < 1):
+            raise OptionError(f"--rank {self.rank}: a whole number, at least 1")
         if self.energy is not None and not 0 < self.energy <= 1:
             raise OptionError(f"--energy {self.energy:g}: a share above 0 and at most 1")
         if self.max_rank is not None and (self.energy is None or self.max_rank < 1):
