@@ -367,7 +367,7 @@ def test_nothing_is_dropped_in_silence_on_the_way_into_a_base(three, tmp_path):
     assert any("score.weight and 0 more are left out" in text for text in report.warnings)
 
 
-# --- what an adversary found
+# --- corners where numbers went wrong once
 
 
 @pytest.mark.parametrize("method", ["ties", "pcb", "sft", "knots"])
@@ -454,7 +454,19 @@ def test_square_conv1d_weights_are_turned(tmp_path):
 
 
 def test_options_are_refused_on_a_dry_run(three, tmp_path):
-    for options in ({"method": "ties", "density": 2}, {"method": "slerp"}, {"rank": "abc"}, {"rank": 4.7}):
-        refused("density|slerp merges two|--rank", three, tmp_path, OptionError, dry_run=True, **options)
+    for options in (
+        {"method": "ties", "density": 2},
+        {"method": "slerp"},
+        {"rank": 4.7},
+        {"weights": [1, -1, 0]},
+    ):
+        refused(
+            "density|slerp merges two|--rank|sum to zero",
+            three,
+            tmp_path,
+            OptionError,
+            dry_run=True,
+            **options,
+        )
     report = merge(three, tmp_path / "out", dry_run=True)
     assert report.error is None and names(tmp_path) == ["pattern", "plain", "stable"]

@@ -15,7 +15,7 @@ from paring.errors import OptionError, OutputError, UnsupportedError
 from paring.merging import configs
 from paring.merging import layers as numbered
 from paring.merging.inputs import Model, assumed_scales, different_bases, full_tensors, refuse_kinds
-from paring.merging.models import Models
+from paring.merging.models import Mix, Models, Target
 from paring.merging.modules import weight_names
 from paring.merging.plan import SHARD_BYTES, Copied, MergePlan, align, layout
 from paring.merging.sources import Entry
@@ -83,14 +83,20 @@ def check(request: Request) -> tuple[Method, dict[str, Any]]:
         if not 0 <= model < len(request.models):
             raise OptionError(f"weight of {pattern}: of model {model}, and there are {len(request.models)}")
     _check_layers(request, method)
-    _try(method, options, len(request.models))
+    weights = parse(request.weights, len(request.models), 1.0)
+    _try(method, options, Weighting(weights, tuple(request.patterns)))
     return method, options
 
 
-def _try(method: Method, options: dict[str, Any], count: int) -> None:
-    """Have the rule itself refuse options that cannot be meant, on models without tensors."""
-    if method.name != "passthrough":
-        method.function(Models([], [None] * (count + 1), True, frozenset(), method.unit), **options)
+def _try(method: Method, options: dict[str, Any], weighting: Weighting) -> None:
+    """Have the rule itself refuse options and weights that cannot be meant, on a tensor without entries."""
+    if method.name == "passthrough":
+        return
+    nobody = [None] * (len(weighting.default) + 1)
+    target = Target("every tensor", (0,), "F32", tuple(nobody), weighting.of(""))
+    rule = method.function(Models([target], nobody, True, frozenset(), method.unit), **options)
+    if isinstance(rule, Mix) and not weighting.patterns:
+        rule.coefficients(target)
 
 
 def refuse_pack(output: Path, method: Method) -> None:
