@@ -9,7 +9,7 @@ without reading a tensor; :meth:`Checkpoint.read` then reads one. Metadata is sh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path, PurePath
@@ -151,6 +151,21 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise BadFileError(f"{path} cannot be read: {error.strerror}") from None
     opened.path = path
     return opened
+
+
+def reads_back(written: Callable[[], Iterable[tuple[str, Stored]]]) -> Callable[[Path], None]:
+    """A ``check`` for :func:`write_safetensors`: the complete file holds what was ``written``, bit for bit.
+
+    The check raises BadFileError, naming the tensor that does not.
+    """
+
+    def check(path: Path) -> None:
+        with open_checkpoint(path) as again:
+            for name, tensor in written():
+                if again.read(name).tobytes() != tensor.tobytes():
+                    raise BadFileError(f"{name} does not read back as written; is the disk sound?")
+
+    return check
 
 
 def digest(tensors: Iterable[tuple[str, Stored]]) -> str:

@@ -64,8 +64,8 @@ def parse_json(raw: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def read_json(path: Path, limit: int) -> dict[str, Any]:
-    """The JSON object in the file ``path``, of at most ``limit`` bytes. Raises BadFileError."""
+def read_bounded(path: Path, limit: int, kind: str) -> bytes:
+    """All bytes of the file ``path``; more than ``limit`` are too many for ``kind``. Raises BadFileError."""
     try:
         if not path.is_file():
             raise BadFileError(f"{path}: not found, or not a regular file")
@@ -74,7 +74,13 @@ def read_json(path: Path, limit: int) -> dict[str, Any]:
     except OSError as error:
         raise BadFileError(f"{path} cannot be read: {error.strerror}") from None
     if len(raw) > limit:
-        raise BadFileError(f"{path} is larger than {limit} bytes, too large for a file of its kind")
+        raise BadFileError(f"{path} is larger than {limit} bytes, too large for {kind}")
+    return raw
+
+
+def read_json(path: Path, limit: int) -> dict[str, Any]:
+    """The JSON object in the file ``path``, of at most ``limit`` bytes. Raises BadFileError."""
+    raw = read_bounded(path, limit, "a file of its kind")
     what = disguise(raw[:64])
     if what and not raw.lstrip().startswith(b"{"):
         raise BadFileError(f"{path} {what}")

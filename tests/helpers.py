@@ -17,8 +17,7 @@ from paring.atomic import atomic_file, atomic_folder
 from paring.checkpoint import write_safetensors
 from paring.dtypes import STORAGE, Stored
 from paring.factors import factor_names
-from paring.kernels import merging
-from paring.merging.models import Chunk, Mix, Models, Target
+from paring.merging.models import Chunk, Models, Target
 from paring.merging.sources import Entry
 from tests.make_golden import LORA
 
@@ -110,10 +109,7 @@ def merged(
         out = []
         for chunk in chunks:
             target = chunk.place.target
-            if isinstance(result, Mix):
-                found = merging.weighted_sum(chunk.vectors, result.coefficients(target))
-            else:
-                found = result.chunk(chunk.vectors, chunk.place)
+            found = result.chunk(chunk.vectors, chunk.place)
             out.append((target.name, found.copy()))
         return out
 

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from paring import atomic
-from paring.checkpoint import open_checkpoint, write_safetensors
+from paring.checkpoint import reads_back, write_safetensors
 from paring.decompressing import CONFIG, WEIGHTS
 from paring.dtypes import Stored
-from paring.errors import BadFileError
 from paring.extracting.plan import Piece, Sorted
 from paring.merging import record
 from paring.merging.inputs import Model
@@ -159,12 +158,7 @@ class Output:
             for name, stored in carried.tensors.items():
                 yield name, read(stored)
 
-        def check(path: Path) -> None:
-            with open_checkpoint(path) as again:
-                for name, tensor in contents():
-                    if again.read(name).tobytes() != tensor.tobytes():
-                        raise BadFileError(f"{name} does not read back as written; is the disk sound?")
-
+        check = reads_back(contents)
         infos = self.tuned.checkpoint.tensors
         layout = [(name, tensor.dtype, tensor.shape) for name, tensor in factors.items()]
         layout += [(name, infos[own].dtype, infos[own].shape) for name, own in carried.tensors.items()]

@@ -281,18 +281,12 @@ def _cut(U: F64, s: F64, V: F64, rank: int | None) -> tuple[F64, F64]:
 
 def _dense(view: Models, rule: Result, index: int) -> F32:
     """The merged update (out, in) of one module."""
-    from paring.kernels import merging
-
     target = view.targets[index]
     out = np.empty(target.numel, np.float32)
 
     def work(chunks: Any) -> None:
         for chunk in chunks:
-            start, stop = chunk.place.start, chunk.stop
-            if isinstance(rule, Mix):
-                out[start:stop] = on_cpu(merging.weighted_sum(chunk.vectors, rule.coefficients(target)))
-            else:
-                out[start:stop] = on_cpu(rule.chunk(chunk.vectors, chunk.place))
+            out[chunk.place.start : chunk.stop] = on_cpu(rule.chunk(chunk.vectors, chunk.place))
 
     for _ in view.visit(work, view.spans([index]), 1):
         pass

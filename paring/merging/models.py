@@ -50,6 +50,10 @@ class Mix:
 
     coefficients: Callable[[Target], F64]
 
+    def chunk(self, vectors: F32, place: Place) -> F32:
+        """The weighted sum of a chunk, ``(k,)``."""
+        return merging.weighted_sum(vectors, self.coefficients(place.target))
+
 
 @dataclass(frozen=True, slots=True)
 class Blend:
@@ -138,6 +142,12 @@ class Models:
                 Span(index, start, min(start + size, target.numel)) for start in range(0, target.numel, size)
             ]
         return out
+
+    def close(self) -> None:
+        """Close all sources. Raises BadFileError when a file has changed since it was opened."""
+        for source in self.sources:
+            if source is not None:
+                source.close()
 
     def visit(
         self, work: Callable[[Iterator[Chunk]], T], spans: Sequence[Span], threads: int | None = None

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from paring import atomic
 from paring.adapters.view import LowRank
-from paring.checkpoint import open_checkpoint, write_safetensors
+from paring.checkpoint import reads_back, write_safetensors
 from paring.decompressing import CONFIG, WEIGHTS, parse_dtype
 from paring.dtypes import Stored
-from paring.errors import BadFileError
 from paring.merging import record
 from paring.merging.inputs import Model
 from paring.merging.modules import Joint
@@ -47,9 +46,7 @@ class Outcome:
         if self.single:
             atomic.refuse_existing(self.output, self.overwrite)
         else:
-            atomic.refuse_folder(
-                atomic.target_of(self.output), self.overwrite, (WEIGHTS, CONFIG, "README.md")
-            )
+            atomic.refuse_folder(atomic.target_of(self.output), self.overwrite, _OURS)
         refuse_sealed(self.output)
 
     def dtype(self, joint: Joint) -> list[str]:
@@ -76,12 +73,7 @@ def write(
     recipe = outcome.request.recipe()
     metadata = record.metadata(_metadata(outcome.donor, ranks), recipe)
 
-    def check(path: Path) -> None:
-        with open_checkpoint(path) as again:
-            for name, tensor in whole.items():
-                if again.read(name).tobytes() != tensor.tobytes():
-                    raise BadFileError(f"{name} does not read back as written; is the disk sound?")
-
+    check = reads_back(whole.items)
     if outcome.single:
         write_safetensors(outcome.output, whole, metadata, overwrite=outcome.overwrite, check=check)
         return

@@ -75,13 +75,9 @@ def run(
             unmoved = sum(noted for _, noted in staging.done.values())
             if not plan.single:
                 _beside(plan, staging.folder)
-            for source in models.sources:
-                if source is not None:
-                    source.close()
+            models.close()  # before the result takes its name: what has changed meanwhile is refused
     finally:
-        for source in models.sources:
-            if source is not None:
-                source.close()
+        models.close()
     return _report(plan, started, unmoved, models.device)
 
 
@@ -231,10 +227,7 @@ class _Writer:
         return held[: len(held) // size * size].view(STORAGE[target.dtype])
 
     def _chunk(self, chunk: Chunk, target: Target, out: npt.NDArray[Any]) -> int:
-        if isinstance(self._rule, Mix):
-            merged = merging.weighted_sum(chunk.vectors, self._rule.coefficients(target))
-        else:
-            merged = self._rule.chunk(chunk.vectors, chunk.place)
+        merged = self._rule.chunk(chunk.vectors, chunk.place)
         if not self._plan.deltas:
             self._narrow(merged, target, out)
             return 0

@@ -16,6 +16,7 @@ import yaml
 
 from paring.errors import BadFileError, OptionError
 from paring.registry import nearest
+from paring.untrusted import read_bounded
 
 MAX_BYTES = 256 << 10
 MAX_VALUES = 20_000
@@ -107,15 +108,7 @@ def read(path: Path) -> Node:
     """The one document in ``path``. Raises BadFileError for a file that is not YAML, OptionError for what is,
     but means nothing here; both say the line.
     """
-    try:
-        if not path.is_file():
-            raise BadFileError(f"{path}: not found, or not a regular file")
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise BadFileError(f"{path} cannot be read: {error.strerror}") from None
-    if len(raw) > MAX_BYTES:
-        raise BadFileError(f"{path} is larger than {MAX_BYTES} bytes, too large for a recipe")
+    raw = read_bounded(path, MAX_BYTES, "a recipe")
     try:
         text = raw.decode()
     except UnicodeDecodeError:
