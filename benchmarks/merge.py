@@ -72,7 +72,8 @@ def run(
     begun = time.perf_counter()
     with subprocess.Popen(
         [str(part) for part in command],
-        env={**os.environ, "OMP_WAIT_POLICY": "passive", **(env or {})},
+        # bytecode is kept, as after any installation, whatever this shell says
+        env={**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONDONTWRITEBYTECODE": "", **(env or {})},
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=limited,
     ) as process:  # fmt: skip
         anon = 0

@@ -6,6 +6,7 @@ codes: 0 done, 1 refused or failed with one clear line, 2 wrong usage, 130 inter
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -70,6 +71,7 @@ def merge_main() -> None:
 def _run(command: click.Command, name: str) -> None:
     from paring.errors import OptionError, ParingError
 
+    gc.set_threshold(50_000, 20, 100)  # what a command makes lives to its end: look for garbage rarely
     try:
         code = command.main(prog_name=name, standalone_mode=False) or 0
     except click.ClickException as error:
@@ -90,4 +92,5 @@ def _run(command: click.Command, name: str) -> None:
             text = f"{type(error).__name__}: {error} (this should not happen: --debug shows where)"
         click.secho(f"error: {text}", fg="red", err=True)
         code = 2 if isinstance(error, OptionError) else 1
+    gc.freeze()  # nor at the very end, where looking through all of numba takes .25 s
     sys.exit(code if isinstance(code, int) else 0)

@@ -14,7 +14,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +34,7 @@ from paring.safetensors_io import TensorInfo, plan_file
 from paring.stream import in_order
 
 _READ = 4 << 20  # bytes
+_PAUSE = 0.1  # seconds
 
 #: checksum, and a number noted with it
 Done = tuple[int, int]
@@ -144,6 +148,26 @@ class Staging:
             total += elementwise.checksum(np.frombuffer(raw, np.uint8), begin - place.start)
         return total % 2**64
 
+    @contextmanager
+    def flushing(self) -> Iterator[None]:
+        """What is written meanwhile goes to disk bit by bit, so that little is left in the end."""
+        ended = threading.Event()
+
+        def flush() -> None:
+            took = _PAUSE
+            while not ended.wait(max(_PAUSE, took)):  # a slow disk is not kept busy by that
+                started = time.perf_counter()
+                self.sync()
+                took = time.perf_counter() - started
+
+        with ThreadPoolExecutor(1) as apart:
+            flushed = apart.submit(flush)
+            try:
+                yield
+            finally:
+                ended.set()
+            flushed.result()
+
     def sync(self) -> None:
         """Make all files durable."""
         for descriptor in self._files.values():
@@ -188,10 +212,12 @@ def staged(
         try:
             for name in [name for name in done if not staging.sound(name)]:
                 staging.forget(name)
-            with atomic.reporting(target, only=atomic.FULL):
+            with atomic.reporting(target, only=atomic.FULL), staging.flushing():
                 yield staging
-            staging.verify(threads)
-            staging.sync()
+            with ThreadPoolExecutor(1) as apart:  # the disk works while all is read again
+                synced = apart.submit(staging.sync)
+                staging.verify(threads)
+                synced.result()
             staging.close()
             if single:
                 atomic.publish_file(staging.folder / files[0].name, target, overwrite)

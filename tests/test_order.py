@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paring.kernels import order
-from paring.kernels.jit import _folder
+from paring.kernels.machine import folder
 from paring.kernels.order import cpu, gpu, reference
 from paring.stream import Item, Magnitudes
 
@@ -89,4 +89,4 @@ def test_machine_code_is_not_kept_beside_the_sources():
     """What an installer does not know of it leaves behind, and it hides the next installation."""
     kept = Path(cpu._high._cache.cache_path)
     assert not kept.is_relative_to(Path(cpu.__file__).parents[2])
-    assert kept.parent == _folder()
+    assert kept.parent == folder()

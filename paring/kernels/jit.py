@@ -7,14 +7,13 @@ respected. Where nothing can be written (a container that runs as nobody) each p
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+
+from paring.kernels.machine import folder
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,16 +43,8 @@ def _kept_elsewhere() -> Iterator[None]:
     """Meanwhile numba keeps what it decorates in our folder; others' functions stay where they are."""
     config: Any = numba.config
     before = config.CACHE_DIR
-    config.CACHE_DIR = before or str(_folder())
+    config.CACHE_DIR = before or str(folder())
     try:
         yield
     finally:
         config.CACHE_DIR = before
-
-
-def _folder() -> Path:
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "paring"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home()) / "paring" / "cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paring"

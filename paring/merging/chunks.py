@@ -83,13 +83,13 @@ class Desk:
         self, sources: Sequence[Source | None], deltas: bool, updates: frozenset[int], device: str
     ) -> None:
         self._sources, self._deltas, self._updates, self._device = sources, deltas, updates, device
-        self._raw: list[npt.NDArray[np.uint8]] = [np.empty(0, np.uint8) for _ in sources]
+        self._raw = np.empty((len(sources), 0), np.uint8)
         self._vectors = np.empty(0, np.float32)
         self._base = np.empty(0, np.float32)
 
     def chunks(self, target: Target, span: Span, size: int) -> Iterator[Chunk]:
         """Read a span, then hand out its chunks of ``size`` entries."""
-        bits = [self._read(number, name, span) for number, name in enumerate(target.names)]
+        bits = self._span(target, span)
         size = min(size, span.stop - span.start)
         if len(self._base) < size:
             self._vectors = np.empty((len(self._sources) - 1) * size, np.float32)
@@ -100,15 +100,39 @@ class Desk:
             make = self._chunk if self._device == "cpu" else self._sent
             yield make(place, bits, begin, end)
 
-    def _read(self, number: int, name: str | None, span: Span) -> Read | None:
-        source = self._sources[number]
-        if source is None or name is None:
+    def rows(self, target: Target, span: Span) -> npt.NDArray[np.uint16] | None:
+        """The bits of a span in all models, a base first ``(models, n or more)``; None where not all are
+        bf16.
+        """
+        first = int(self._sources[0] is None)
+        if set(self._dtypes(target)[first:]) != {"BF16"}:
             return None
-        dtype = source.tensors[name].dtype
-        nbytes = (span.stop - span.start) * itemsize(dtype)
-        if len(self._raw[number]) < nbytes:
-            self._raw[number] = np.empty(-(-nbytes // 4096) * 4096, np.uint8)
-        return source.read(name, span.start, span.stop, self._raw[number]), dtype
+        bits = self._span(target, span)
+        rows = self._raw.view(np.uint16)
+        for row, read in zip(rows[first:], bits[first:], strict=True):
+            if read is not None and read[0].ctypes.data != row.ctypes.data:  # read to memory of its own
+                row[: len(read[0])] = read[0]
+        return rows[first:]
+
+    def _dtypes(self, target: Target) -> list[str | None]:
+        """How each model stores a tensor; None where it has none."""
+        return [
+            None if source is None or name is None else source.tensors[name].dtype
+            for source, name in zip(self._sources, target.names, strict=True)
+        ]
+
+    def _span(self, target: Target, span: Span) -> list[Read | None]:
+        dtypes = self._dtypes(target)
+        nbytes = (span.stop - span.start) * max((itemsize(dtype) for dtype in dtypes if dtype), default=0)
+        if self._raw.shape[1] < nbytes:
+            self._raw = np.empty((len(self._sources), -(-nbytes // 4096) * 4096), np.uint8)
+        bits: list[Read | None] = []
+        for source, name, dtype, raw in zip(self._sources, target.names, dtypes, self._raw, strict=True):
+            if source is None or name is None or dtype is None:
+                bits.append(None)
+            else:
+                bits.append((source.read(name, span.start, span.stop, raw), dtype))
+        return bits
 
     def _chunk(self, place: Place, bits: Sequence[Read | None], begin: int, end: int) -> Chunk:
         n, target = len(self._sources) - 1, place.target

@@ -37,6 +37,10 @@ T = TypeVar("T")
 
 #: entries of a tensor that are read at once
 SPAN = 16 * CHUNK
+#: entries of a chunk on another device: each costs some twenty calls to it, which have to be worth it
+_SENT = 8 * SPAN
+#: threads that feed another device
+_FEEDERS = 4
 #: entries that a sample takes side by side, and how many such pieces at most
 _PIECE = 64
 _PIECES = 1 << 17
@@ -119,6 +123,8 @@ class Models:
         need = self.desk_bytes()
         if memory is not None and need > memory:
             raise OptionError(f"--memory {memory}: a tensor of this merge takes {need} bytes to work on")
+        if self.device != "cpu":
+            self.threads = min(self.threads, _FEEDERS)
         room = memory if memory is not None else free_memory() // 2
         self.threads = max(1, min(self.threads, room // max(1, need)))
 
@@ -130,7 +136,7 @@ class Models:
             row = max(1, target.shape[-1])
             chunk = max(1, CHUNK // row) * row
             return chunk, max(1, SPAN // chunk) * chunk
-        return (CHUNK if self.device == "cpu" else SPAN), SPAN
+        return (CHUNK, SPAN) if self.device == "cpu" else (_SENT, _SENT)
 
     def spans(self, chosen: Sequence[int] | None = None) -> list[Span]:
         """All spans, in order of tensors and entries."""
@@ -150,18 +156,21 @@ class Models:
                 source.close()
 
     def visit(
-        self, work: Callable[[Iterator[Chunk]], T], spans: Sequence[Span], threads: int | None = None
-    ) -> Iterator[T]:
+        self, work: Callable[[Iterator[Chunk]], T], spans: Sequence[Span], threads: int | None = None, *,
+        whole: Callable[[Desk, Span], T | None] | None = None,
+    ) -> Iterator[T]:  # fmt: skip
         """``work`` done on the chunks of each span, in threads; results come in order of the spans.
 
-        The chunks of a span share memory: each is gone when the next is asked for.
+        A span's chunks share memory: each is gone when the next is asked for. ``whole`` may do the work on a
+        span without them; where it returns None they are made.
         """
         desks = threading.local()
 
         def one(span: Span) -> T:
             if not hasattr(desks, "own"):
                 desks.own = self._desk()
-            return work(self._chunks(desks.own, span))
+            done = whole(desks.own, span) if whole else None
+            return work(self._chunks(desks.own, span)) if done is None else done
 
         return in_order(one, spans, threads or self.threads)
 
@@ -247,12 +256,12 @@ class Models:
         places = np.arange(0, self.numel - step + 1, step)
         places += (places // step * 40_503) % max(1, step - _PIECE)
         indices = np.searchsorted(ends, places, side="right")
-        desk = self._desk()
-        pieces = []
+        desk = Desk(self.sources, self.deltas, self.updates, "cpu")  # pieces are too small to send
+        pieces: list[F32] = []
         for place, index in zip(places.tolist(), indices.tolist(), strict=True):
             start = place - int(ends[index]) + self.targets[index].numel
             span = Span(index, start, min(start + _PIECE, self.targets[index].numel))
-            pieces += [on_cpu(chunk.vectors) for chunk in self._chunks(desk, span)]
+            pieces += [chunk.vectors.copy() for chunk in self._chunks(desk, span)]
         return np.concatenate(pieces, axis=1)
 
     def totals(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
@@ -16,16 +15,16 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from paring.dtypes import STORAGE, Stored, itemsize, numel
-from paring.errors import BadValueError, UnsupportedError
-from paring.kernels import elementwise, merging
+from paring.dtypes import Stored, itemsize, numel
+from paring.errors import UnsupportedError
 from paring.merging import record, tasks
-from paring.merging.models import Chunk, Mix, Models, Result, Target
+from paring.merging.models import Mix, Models, Result
 from paring.merging.modules import turned, weight_names
 from paring.merging.plan import Copied, MergePlan
 from paring.merging.sources import Entry, Source, Updates, Weights
 from paring.merging.tasks import Tasks, TaskUpdates, packs
 from paring.merging.vocabularies import files as vocabulary_files
+from paring.merging.writing import Writer
 from paring.packed import Packed
 from paring.plan import stem
 from paring.report import CarriedReport, Report, peak_rss_bytes
@@ -174,7 +173,7 @@ def _merge(plan: MergePlan, models: Models, staging: Staging) -> None:
     if isinstance(rule, Mix):
         for index in todo:  # refused before anything is written
             rule.coefficients(plan.targets[index])
-    writer = _Writer(plan, rule, staging)
+    writer = Writer(plan, rule, staging)
     spans = models.spans(todo)
     left = Counter(span.index for span in spans)
     sums: Counter[int] = Counter()
@@ -182,7 +181,8 @@ def _merge(plan: MergePlan, models: Models, staging: Staging) -> None:
     for index in todo:
         if not left[index]:
             staging.complete(plan.targets[index].name, 0)  # no entries
-    merged = zip(spans, models.visit(writer.span, spans), strict=True)
+    found = models.visit(writer.span, spans, whole=writer.whole(models))
+    merged = zip(spans, found, strict=True)
     for number, (span, (checksum, unmoved)) in enumerate(merged, 1):
         sums[span.index] += checksum
         lost[span.index] += unmoved
@@ -191,57 +191,6 @@ def _merge(plan: MergePlan, models: Models, staging: Staging) -> None:
             name = plan.targets[span.index].name
             staging.complete(name, sums[span.index] % 2**64, lost[span.index])
             _log.info("merging: %d of %d parts", number, len(spans))
-
-
-class _Writer:
-    """From chunks to bytes in place; one for all threads."""
-
-    def __init__(self, plan: MergePlan, rule: Result, staging: Staging) -> None:
-        self._plan, self._rule, self._staging = plan, rule, staging
-        self._local = threading.local()
-
-    def span(self, chunks: Iterator[Chunk]) -> tuple[int, int]:
-        """Merge and write one span; its checksum, and how many updates rounding has lost."""
-        start, end, lost = None, 0, 0
-        target: Target | None = None
-        out: npt.NDArray[Any] = np.empty(0)
-        for chunk in chunks:
-            if start is None:
-                target, start = chunk.place.target, chunk.place.start
-                out = self._buffer(target)
-            assert target is not None
-            k = chunk.vectors.shape[1]
-            if len(out) < end + k:
-                grown = np.empty(max(end + k, 2 * len(out)), out.dtype)
-                grown[:end] = out[:end]
-                out = grown
-            lost += self._chunk(chunk, target, out[end : end + k])
-            end += k
-        assert target is not None and start is not None, "a span has chunks"
-        self._local.out = out.view(np.uint8)
-        return self._staging.write(target.name, start, out[:end]), lost
-
-    def _buffer(self, target: Target) -> npt.NDArray[Any]:
-        held: npt.NDArray[np.uint8] = getattr(self._local, "out", np.empty(0, np.uint8))
-        size = itemsize(target.dtype)
-        return held[: len(held) // size * size].view(STORAGE[target.dtype])
-
-    def _chunk(self, chunk: Chunk, target: Target, out: npt.NDArray[Any]) -> int:
-        merged = self._rule.chunk(chunk.vectors, chunk.place)
-        if not self._plan.deltas:
-            self._narrow(merged, target, out)
-            return 0
-        if self._plan.scale != 1:
-            merged = merged * self._plan.scale
-        assert chunk.base is not None and chunk.base_bits is not None
-        self._narrow(merged + chunk.base, target, out)
-        if out.dtype != chunk.base_bits.dtype or itemsize(target.dtype) > 2:
-            return 0
-        return elementwise.unmoved(merged, chunk.base_bits, out)
-
-    def _narrow(self, values: merging.F32, target: Target, out: npt.NDArray[Any]) -> None:
-        if not elementwise.narrow(values, target.dtype, out):
-            raise BadValueError(f"{target.name}: a merged value is too large for {target.dtype}; see --dtype")
 
 
 def _beside(plan: MergePlan, folder: Path) -> None:

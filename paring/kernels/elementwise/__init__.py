@@ -49,6 +49,6 @@ def checksum(data: npt.NDArray[np.uint8], start: int = 0) -> int:
     Sums of pieces add up, modulo 2^64, to the sum of the whole, wherever it was cut. It notices any change of
     a single word, swapped words and zeroed pages; it is no cryptographic hash.
     """
-    from paring.kernels.elementwise import cpu
+    from paring.kernels.elementwise import sums
 
-    return cpu.checksum(data, start)
+    return sums.checksum(data, start)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from paring.dtypes import STORAGE
 from paring.errors import UnsupportedError
 from paring.kernels.elementwise import F32, Bits
+from paring.kernels.elementwise.sums import checksum
 from paring.kernels.jit import jit
+
+__all__ = ["checksum", "narrow", "unmoved", "widen"]
 
 _2_112 = np.float32(2.0**112)
 
@@ -101,27 +103,3 @@ def _unmoved(update: Any, before: Any, after: Any) -> Any:
 def unmoved(update: F32, before: Bits, after: Bits) -> int:
     bits = np.dtype(f"u{before.dtype.itemsize}")
     return int(_unmoved(update, before.view(bits), after.view(bits)))
-
-
-@jit()
-def _checksum(words: Any, first: Any) -> Any:
-    total = np.uint64(0)
-    factor = np.uint64(2) * first + np.uint64(1)
-    for i in range(words.size):
-        total += words[i] * (factor + np.uint64(2) * np.uint64(i))
-    return total
-
-
-def checksum(data: npt.NDArray[np.uint8], start: int = 0) -> int:
-    head = -start % 8
-    total = _part(data[:head], start) if head else 0
-    rest = data[head:]
-    whole = len(rest) // 8 * 8
-    words = rest[:whole] if rest.ctypes.data % 8 == 0 else rest[:whole].copy()
-    total += int(_checksum(words.view(np.uint64), np.uint64((start + head) // 8)))
-    return (total + _part(rest[whole:], start + head + whole)) % 2**64
-
-
-def _part(data: npt.NDArray[np.uint8], start: int) -> int:
-    """What a few bytes of one word add."""
-    return (int.from_bytes(data.tobytes(), "little") << 8 * (start % 8)) * (2 * (start // 8) + 1)

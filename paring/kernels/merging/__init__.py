@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+U16 = npt.NDArray[np.uint16]
 
 
 def _for(vectors: Any) -> ModuleType:
@@ -25,6 +26,18 @@ def weighted_sum(vectors: F32, weights: F64) -> F32:
     """``sum_i weights[i] * vectors[i]``, weights rounded to fp32, sums in fp32 in order of the models."""
     found: F32 = _for(vectors).weighted_sum(vectors, weights)
     return found
+
+
+def mix(rows: U16, k: int, base: bool, weights: F64, scale: float, out: U16) -> int:
+    """bf16 to bf16: fill ``out (k,)`` with the weighted sum of the first columns of ``rows (models, n)``.
+
+    With ``base``, row 0 is the base: the sum is of the others' differences from it, times ``scale``, plus the
+    base; without it ``scale`` is 1. It has the bits that widening, :func:`weighted_sum` and narrowing give.
+    Returns how many updates that are not zero leave the base as it is; -1 where anything is not finite.
+    """
+    from paring.kernels.merging import bits
+
+    return bits.mix(rows, k, base, weights, scale, out)
 
 
 def gram(vectors: F32) -> F64:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from paring.kernels.merging import F32, F64
+from paring.kernels.elementwise import reference as elementwise
+from paring.kernels.merging import F32, F64, U16
 
 
 def weighted_sum(vectors: F32, weights: F64) -> F32:
@@ -12,6 +13,17 @@ def weighted_sum(vectors: F32, weights: F64) -> F32:
     for vector, weight in zip(vectors, weights.astype(np.float32), strict=True):
         out += weight * vector
     return out
+
+
+def mix(rows: U16, k: int, base: bool, weights: F64, scale: float, out: U16) -> int:
+    values = np.empty((len(rows), k), np.float32)
+    if not all(elementwise.widen(row[:k], "BF16", value) for row, value in zip(rows, values, strict=True)):
+        return -1
+    with np.errstate(invalid="ignore", over="ignore"):
+        merged = weighted_sum(values[1:] - values[0] if base else values, weights) * np.float32(scale)
+        if not elementwise.narrow(merged + values[0] if base else merged, "BF16", out):
+            return -1
+    return elementwise.unmoved(merged, rows[0, :k], out) if base else 0
 
 
 def gram(vectors: F32) -> F64:
