@@ -43,7 +43,12 @@ _NAMES = (
     "adapter_model.safetensors.index.json",
     "model.safetensors.index.json",
 )
-_LATER_NAMES = ("adapter_model.bin", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_LATER_NAMES = (
+    "adapter_model.bin",
+    "pytorch_model.bin",
+    "adapter_model.bin.index.json",
+    "pytorch_model.bin.index.json",
+)
 
 
 @dataclass(eq=False)
@@ -130,7 +135,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open the checkpoint at ``path``: a file, an index of shards, or a folder that holds one.
 
     In a folder, ``adapter_model.safetensors`` comes first, then ``model.safetensors``, an index of shards,
-    the only ``.safetensors`` file there is, ``adapter_model.bin``, ``pytorch_model.bin``.
+    the only ``.safetensors`` file there is, ``adapter_model.bin``, ``pytorch_model.bin``, an index of such.
 
     Raises BadFileError for what is missing, damaged or contradicts itself, UnsupportedError for tensors of a
     kind that paring cannot hold.

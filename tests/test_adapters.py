@@ -87,6 +87,35 @@ def test_newer_diffusers_files_have_the_names_of_peft(tmp_path):
     assert "assumed" in adapter.modules[0].scale_source
 
 
+@pytest.mark.parametrize("part", ["", "unet."])
+def test_newer_diffusers_files_keep_the_configuration_in_their_metadata(tmp_path, part):
+    told = {"r": 2, "lora_alpha": 8, "use_rslora": True, "alpha_pattern": {"to_v": 2}, "use_dora": False}
+    text = json.dumps({part + key: value for key, value in told.items()})
+    tensors = pair("unet.mid.to_k") | pair("unet.mid.to_v") | pair("text_encoder.q")
+    write_safetensors(tmp_path / "a.safetensors", tensors, {"lora_adapter_metadata": text})
+    adapter = adapters.read(open_checkpoint(tmp_path / "a.safetensors"))
+    scales = {module.name: module.scale for module in adapter.modules}
+    root = 2**0.5
+    assert scales == {
+        "text_encoder.q": 1.0 if part else 8 / root, "unet.mid.to_k": 8 / root, "unet.mid.to_v": 2 / root,
+    }  # fmt: skip
+    dora = text.replace("false", "true")
+    write_safetensors(tmp_path / "d.safetensors", tensors, {"lora_adapter_metadata": dora})
+    refused = adapters.read(open_checkpoint(tmp_path / "d.safetensors")).refused
+    assert len(refused) == (2 if part else 3) and all("DoRA" in why for _, why in refused)
+    write_safetensors(tmp_path / "b.safetensors", tensors, {"lora_adapter_metadata": "{"})
+    with pytest.raises(BadFileError, match="lora_adapter_metadata"):
+        adapters.read(open_checkpoint(tmp_path / "b.safetensors"))
+
+
+def test_an_alpha_beside_factors_counts_before_the_configuration(tmp_path):
+    tensors = pair() | pair("base_model.model.v")
+    tensors["base_model.model.v.alpha"] = from_f32(np.array(6.0), "F32")
+    adapter = view(tmp_path, tensors, {"peft_type": "LORA", "r": 2, "lora_alpha": 4})
+    found = {m.name: (m.scale, m.scale_source) for m in adapter.modules}
+    assert found == {"q": (2.0, "lora_alpha / r"), "v": (3.0, "alpha tensor / r")}
+
+
 def test_cloneofsimo(tmp_path):
     adapter = view(tmp_path, {
         "unet:0:up": tensor(5, 2),
@@ -189,9 +218,9 @@ def test_options_unknown_but_off_do_no_harm(tmp_path):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"lora_alpha": "16"}, "lora_alpha of module base_model.model.q is '16', not a number"),
+        ({"lora_alpha": "16"}, "lora_alpha of module q is '16', not a number"),
         ({"lora_alpha": [16]}, "not a number"),
-        ({"alpha_pattern": {"q": True}}, "alpha_pattern of module base_model.model.q is True, not a number"),
+        ({"alpha_pattern": {"q": True}}, "alpha_pattern of module q is True, not a number"),
         ({"alpha_pattern": ["q"]}, "alpha_pattern must map names of modules to numbers"),
         ({"rank_pattern": 7}, "rank_pattern must map names of modules to numbers"),
     ],

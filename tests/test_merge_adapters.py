@@ -386,13 +386,10 @@ def test_thresholds_count_only_what_adapters_touch(three, tmp_path, method):
 
 def test_kinds_that_only_look_like_checkpoints_are_refused(tmp_path, three):
     rng = np.random.default_rng(0)
-    names_ = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-    loha = {
-        f"{PREFIX}q.{name}": from_f32(rng.standard_normal((4, 4)).astype(np.float32), "F32")
-        for name in names_
-    }
-    folder = put_adapter(tmp_path / "loha", loha, {"peft_type": "LOHA", "r": 4, "alpha": 4})
-    refused("is an adapter .LOHA. of a kind that cannot be merged", [folder, folder], tmp_path)
+    spectrum = from_f32(rng.standard_normal(9).astype(np.float32), "F32")
+    fourier = {f"{PREFIX}q.fourierft_spectrum": spectrum}
+    folder = put_adapter(tmp_path / "fourier", fourier, {"peft_type": "FOURIERFT", "n_frequency": 9})
+    refused("is an adapter .FOURIERFT. of a kind that cannot be merged", [folder, folder], tmp_path)
     biased = lora(1) | {f"{PREFIX}layers.0.q_proj.lora_B.bias": Stored("F32", np.ones(12, np.float32))}
     bias = put_adapter(tmp_path / "bias", biased, config(lora_bias=True))
     refused("lora_B.bias cannot be merged", [bias, three[0]], tmp_path)

@@ -9,39 +9,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from paring.adapters.view import Dialect
-from paring.errors import BadFileError
-
-_PREFIX = "base_model.model."
-_LARGEST_ALPHA = 1e9  # beyond it a file is broken, and arithmetic with its squares would overflow
-
-
-def _pattern(config: Mapping[str, Any], key: str, module: str) -> Any:
-    """The first entry of ``rank_pattern`` or ``alpha_pattern`` whose key matches ``module``, or None."""
-    patterns = config.get(key) or {}
-    if not isinstance(patterns, Mapping):
-        raise BadFileError(f"adapter_config.json: {key} must map names of modules to numbers")
-    for pattern, value in patterns.items():
-        try:
-            if re.match(rf"^(.*\.)?({pattern})$", module):
-                return value
-        except re.error:
-            continue
-    return None
+from paring.adapters import ldm, naming, peft_config, peft_kinds
+from paring.adapters.view import Dialect, Dotted
 
 
 def _scale(
     module: str, rank: int, config: Mapping[str, Any] | None, scalar: Callable[[str], float | None]
 ) -> tuple[float, str]:
+    if alpha := scalar(f"{module}.alpha"):
+        return alpha / rank, "alpha tensor / r"
     if not config or config.get("lora_alpha") is None:
         return 1.0, "assumed 1: no lora_alpha (adapter_config.json missing?)"
-    own = _pattern(config, "alpha_pattern", module.removeprefix(_PREFIX))
-    alpha, source = (own, "alpha_pattern") if own is not None else (config["lora_alpha"], "lora_alpha")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < _LARGEST_ALPHA:
-        raise BadFileError(f"adapter_config.json: {source} of module {module} is {alpha!r}, not a number")
+    alpha, source = peft_config.alpha_of(config, module.removeprefix(peft_config.PREFIX))
     if config.get("use_rslora"):
         return alpha / math.sqrt(rank), f"{source} / sqrt(r) (rsLoRA)"
     return alpha / rank, f"{source} / r"
@@ -51,40 +33,26 @@ def _expected_rank(module: str, config: Mapping[str, Any] | None) -> int | None:
     # MoE parameters stack experts on the rank axis, AdaLoRA prunes ranks: there the tensor is the truth
     if not config or config.get("target_parameters") or config.get("peft_type", "LORA") != "LORA":
         return None
-    own = _pattern(config, "rank_pattern", module)
-    rank = own if own is not None else config.get("r")
-    return rank if isinstance(rank, int) and rank > 0 else None
+    return peft_config.rank_of(config, module)
 
 
-# fields that change nothing about what the factors mean, or that the code here reads
-_KNOWN = frozenset({
-    "alora_invocation_tokens", "alpha_pattern", "arrow_config", "auto_mapping", "base_model_name_or_path",
-    "bias", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out",
-    "feedforward_modules", "inference_mode", "init_lora_weights", "kasa_config", "layer_replication",
-    "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha", "lora_bias", "lora_dropout",
-    "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save", "monteclora_config",
-    "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config",
-    "target_modules", "target_parameters", "task_type", "trainable_token_indices", "use_bdlora", "use_dora",
-    "use_qalora", "use_rslora", "velora_config",
-})  # fmt: skip
-_BASE_CHANGED = ("pissa", "olora", "corda", "lora_ga", "loftq")
+def _canonical(module: str, dotted: Dotted) -> str:
+    return naming.with_part(module)
+
+
+def _named(canonicals: Sequence[str]) -> list[str]:
+    """A single part is a model by itself, whose own names PEFT uses."""
+    whole = len(naming.parts(canonicals)) > 1
+    names = map(ldm.in_diffusers, canonicals)
+    return [peft_config.PREFIX + (name if whole else naming.split(name)[1]) for name in names]
 
 
 def _veto(module: str, rank: int, config: Mapping[str, Any] | None) -> str | None:
     """Why the factors of a module must not be taken as ``scale * B @ A``, or None."""
     if not config:
         return None
-    init = str(config.get("init_lora_weights") or "").lower()
-    if init.startswith(_BASE_CHANGED):
-        return f"init_lora_weights={init}: the base was changed too, so B @ A is not the update"
-    if unknown := [key for key, value in config.items() if value and key not in _KNOWN]:
-        return f"adapter_config.json sets {unknown[0]!r}, which this version does not know"
-    if config.get("peft_type", "LORA") not in ("LORA", None):
-        return f"{config['peft_type']}: its update is not scale * B @ A"
-    for key, kind in (("use_qalora", "QALoRA"), ("kasa_config", "KaSA"), ("use_bdlora", "BD-LoRA"),
-                      ("alora_invocation_tokens", "aLoRA"), ("use_dora", "DoRA")):  # fmt: skip
-        if config.get(key):
-            return f"{kind}: its update is not a plain scale * B @ A"
+    if reason := peft_config.obstacle(config):
+        return reason
     if config.get("target_parameters") and rank != config.get("r"):
         return "target_parameters: experts are stacked on the rank axis"
     return None
@@ -105,7 +73,15 @@ DIALECT = Dialect(
     ),
     roles={"lora_A": "a", "lora_B": "b", "lora_embedding_A": "a", "lora_embedding_B": "b"},
     scale=_scale,
+    plain=("{module}.lora_A.weight", "{module}.lora_B.weight"),
+    embedding=("{module}.lora_embedding_A", "{module}.lora_embedding_B"),
+    alpha="{module}.alpha",
+    scale_in="config",
+    rules=peft_kinds.RULES,
+    canonical=_canonical,
+    named=_named,
     others=(
+        (re.compile(r"\.alpha$"), "alpha of a module"),
         (re.compile(r"\.lora_magnitude_vector"), "DoRA magnitude"),
         (re.compile(r"\.lora_E$"), "AdaLoRA singular values"),
         (re.compile(r"\.lora_B\.bias$"), "bias of the update"),
@@ -122,10 +98,10 @@ DIALECT = Dialect(
             re.compile(r"^(?P<module>.+)\.lora_magnitude_vector(?:\.weight)?$"),
             "DoRA: its update is not scale * B @ A",
         ),
-        (re.compile(r"^(?P<module>.+)\.lora_E$"), "AdaLoRA: its update is B @ diag(E) @ A"),
+        (re.compile(r"^(?P<module>.+)\.lora_E$"), peft_kinds.ADALORA),
     ),
     vector=re.compile(r"^(?P<module>.+)\.ia3_l(?:\.weight)?$"),
-    module_name=lambda module: module.removeprefix(_PREFIX),
+    module_name=lambda module: module.removeprefix(peft_config.PREFIX),
     veto=_veto,
     expected_rank=_expected_rank,
     kind=_kind,

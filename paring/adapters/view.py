@@ -8,18 +8,25 @@ are viewed as matrices (trailing axes flattened). (IA)^3 vectors multiply activa
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paring.checkpoint import Checkpoint, TensorInfo
+from paring.adapters import checks, embedded
+from paring.adapters.checks import scalar_of
+from paring.adapters.derived import Derived, Outcome, Rule, Shapes, derive
+from paring.adapters.peft_config import Plain, lora_config
+from paring.checkpoint import Checkpoint
 from paring.dtypes import FLOATS
 from paring.errors import BadFileError
 
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """One adapted module. ``a`` and ``b`` name the tensors of A, ``(r, in)``, and B, ``(out, r)``."""
+    """One adapted module. ``a`` and ``b`` name the tensors of A, ``(r, in)``, and B, ``(out, r)``.
+
+    Of a ``derived`` module they are the names that a plain LoRA would have; the file has other tensors.
+    """
 
     name: str
     a: str
@@ -29,6 +36,17 @@ class LowRank:
     n_out: int
     scale: float
     scale_source: str
+    derived: Derived | None = None
+
+    @property
+    def embedding(self) -> bool:
+        """Whether this is known to be an embedding, whose weight is the transpose of the update."""
+        return "lora_embedding" in self.a
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The tensors of the file that this module is made of."""
+        return (self.a, self.b) if self.derived is None else tuple(self.derived.tensors.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +70,6 @@ class Carried:
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """The module view of one checkpoint. ``problems`` are sentences; anything but inspection refuses them.
-
     ``refused`` are modules whose factors are carried because they are no plain product, and why.
     """
 
@@ -70,16 +87,25 @@ class Adapter:
     def refuse_problems(self) -> None:
         """Raise BadFileError with the first problem, and how many more there are."""
         if self.problems:
-            more = (
-                f" (and {len(self.problems) - 1} more: see `paring inspect`)"
-                if len(self.problems) > 1
-                else ""
-            )
+            rest = len(self.problems) - 1
+            more = f" (and {rest} more: see `paring inspect`)" if rest else ""
             raise BadFileError(self.problems[0] + more)
 
+    def plain_config(self) -> dict[str, Any] | None:
+        """``adapter_config.json`` of a plain LoRA with this view's modules: the file's own, or where modules
+        are derived another that says the same of the rest; None where there is none.
+        """
+        if self.config is None or not any(module.derived for module in self.modules):
+            return None if self.config is None else dict(self.config)
+        plain = [Plain(m.name, m.rank, m.scale * m.rank) for m in self.modules]
+        return lora_config(plain, self.config, self.base)
 
+
+#: a name whose dots became underscores -> the dotted one, or None
+Dotted = Callable[[str], str | None]
+Scalars = Callable[[str], float | None]
 #: (module name, rank, config, reader of scalar tensors) -> (scale, where it came from)
-ScaleRule = Callable[[str, int, Mapping[str, Any] | None, Callable[[str], float | None]], tuple[float, str]]
+ScaleRule = Callable[[str, int, Mapping[str, Any] | None, Scalars], tuple[float, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +115,13 @@ class Dialect:
     ``roles`` maps a role to ``"a"`` or ``"b"``; ``scale`` is the rule; ``others`` explains names that are
     known but not factors (pattern -> why they are carried); ``nonlinear`` names the kinds whose factors must
     not be taken as a plain product: a tensor matching the pattern makes its whole module carried. ``vector``
-    matches (IA)^3 vectors. ``module_name`` makes a module's name in the view; of such a name, ``veto`` says
+    matches (IA)^3 vectors. ``rules`` make modules of kinds whose update is a product after algebra; ``plain``
+    is how the factors A and B of a module are called, ``alpha`` its alpha where the format has one,
+    ``embedding`` the factors of embeddings where they are told apart. ``scale_in`` says where a scale is
+    kept (``alpha``, ``config``, or nowhere), ``file`` how a file in a folder is called, ``holds`` names the
+    derived kinds that it has as ``MODULE.ROLE``. ``canonical`` makes a module's name in the view that of
+    :mod:`.naming` (None: not known), ``named`` makes canonical names those of modules in a file.
+    ``module_name`` makes a module's name in the view; of such a name, ``veto`` says
     why the configuration forbids a plain product, ``expected_rank`` what rank it states. ``kind`` names the
     sort of adapter.
     """
@@ -98,6 +130,15 @@ class Dialect:
     factor: re.Pattern[str]
     roles: Mapping[str, str]
     scale: ScaleRule
+    plain: tuple[str, str] = ("{module}.lora_A.weight", "{module}.lora_B.weight")
+    alpha: str | None = None
+    rules: tuple[Rule, ...] = ()
+    embedding: tuple[str, str] | None = None
+    scale_in: str | None = None
+    file: str = "adapter_model.safetensors"
+    holds: frozenset[str] = frozenset()
+    canonical: Callable[[str, Dotted], str | None] = lambda module, dotted: module
+    named: Callable[[Sequence[str]], list[str]] = list
     others: tuple[tuple[re.Pattern[str], str], ...] = ()
     nonlinear: tuple[tuple[re.Pattern[str], str], ...] = ()
     vector: re.Pattern[str] | None = None
@@ -106,70 +147,127 @@ class Dialect:
     expected_rank: Callable[[str, Mapping[str, Any] | None], int | None] = lambda module, config: None
     kind: Callable[[Mapping[str, Any] | None], str] = lambda config: "LoRA"
 
-    def recognises(self, tensor: str) -> bool:
-        """Whether a tensor of that name is a factor or an (IA)^3 vector."""
-        return bool(self.factor.match(tensor) or (self.vector and self.vector.match(tensor)))
+    def recognises(self, tensor: str, derived: bool = False) -> bool:
+        """Whether a tensor of that name is a factor, an (IA)^3 vector, or what factors are derived from."""
+        known = self.factor.match(tensor) or (self.vector and self.vector.match(tensor))
+        return bool(known or (derived and any(rule.tensor.match(tensor) for rule in self.rules)))
 
 
-def build(checkpoint: Checkpoint, dialect: Dialect | None) -> Adapter:
-    """Classify every tensor of ``checkpoint`` under ``dialect``."""
+def build(
+    checkpoint: Checkpoint, dialect: Dialect | None, *, derived: bool = False, native: bool = True,
+    shapes: Shapes | None = None,
+) -> Adapter:  # fmt: skip
+    """Classify every tensor of ``checkpoint`` under ``dialect``; apply its rules only where ``derived``."""
     config = checkpoint.config("adapter_config.json")
     base = config.get("base_model_name_or_path") if config else None
     base = base if isinstance(base, str) and base else None
     if dialect is None:
-        carried = tuple(
-            Carried(info.name, info.nbytes, "not part of an adapter this version reads")
-            for info in checkpoint.tensors.values()
-        )
+        why = dict.fromkeys(checkpoint.tensors, "not part of an adapter this version reads")
+        carried = _carried(checkpoint, set(), why, None)
         return Adapter(checkpoint, "none", "checkpoint", (), (), carried, config, base, ())
-    pairs, vectors, problems = _classify(checkpoint, dialect)
-    blocked = _nonlinear(checkpoint, dialect)
+
+    def scalar(tensor: str) -> float | None:
+        return scalar_of(checkpoint, tensor)
+
+    config_of = embedded.configs(checkpoint)
+    rules = [rule for rule in dialect.rules if derived and (native or not rule.native)]
+    outcome = derive(rules, checkpoint, dialect.module_name, shapes or (lambda module: None), scalar)
+    pairs, vectors, problems = _classify(checkpoint, dialect, outcome.claimed())
+    blocked = _nonlinear(checkpoint, dialect, {rule.lifts for rule in rules})
     modules: list[LowRank] = []
-    why: dict[str, str] = {}
+    why = {}
     refused: list[tuple[str, str]] = []
     for module, roles in pairs.items():
         name = dialect.module_name(module)
-        problem = _problem(checkpoint, name, roles)
+        problem = checks.problem(checkpoint, name, roles)
         if problem:
             problems.append(problem)
             why.update(dict.fromkeys(roles.values(), "its factors are incomplete or disagree"))
             continue
         a, b = checkpoint.tensors[roles["a"]], checkpoint.tensors[roles["b"]]
-        reason = blocked.get(module) or _unfit(a, b) or dialect.veto(name, a.shape[0], config)
+        own = config_of(name)
+        reason = blocked.get(module) or checks.unfit(a, b) or dialect.veto(name, a.shape[0], own)
         if reason:
             why.update({a.name: reason, b.name: reason})
             refused.append((name, reason))
             continue
-        expected = dialect.expected_rank(name, config)
+        expected = dialect.expected_rank(name, own)
         if expected is not None and expected != a.shape[0]:
             problems.append(
                 f"{checkpoint.path}: module {name} has rank {a.shape[0]}, "
                 f"but adapter_config.json says {expected}"
             )
-        scale, source = dialect.scale(module, a.shape[0], config, lambda tensor: _scalar(checkpoint, tensor))
+        scale, source = dialect.scale(module, a.shape[0], own, scalar)
         n_in, n_out = a.numel // a.shape[0], b.numel // b.shape[1]
         modules.append(LowRank(name, a.name, b.name, a.shape[0], n_in, n_out, scale, source))
-    used = {m.a for m in modules} | {m.b for m in modules} | {v.tensor for v in vectors}
-    carried = tuple(
+    _add_derived(outcome, dialect, blocked, modules, refused, problems, why)
+    used = {name for module in modules for name in module.tensors} | {v.tensor for v in vectors}
+    return Adapter(
+        checkpoint, dialect.name, dialect.kind(config), tuple(modules), tuple(vectors),
+        _carried(checkpoint, used, why, dialect), config, base, tuple(problems), tuple(refused),
+    )  # fmt: skip
+
+
+def _add_derived(
+    outcome: Outcome,
+    dialect: Dialect,
+    blocked: Mapping[str, str],
+    modules: list[LowRank],
+    refused: list[tuple[str, str]],
+    problems: list[str],
+    why: dict[str, str],
+) -> None:
+    """What rules made, refused and found broken, added to what the plain factors gave."""
+    for group, rule, made in outcome.made:
+        if reason := blocked.get(group.module):
+            refused.append((group.name, reason))
+            why.update({info.name: reason for info in group.tensors.values()})
+            continue
+        shapes = made.shapes(group.shapes(group.name))
+        derived = Derived(rule.kind, made.derived_from, made.compute, shapes, rule.native)
+        a, b = (form.format(module=group.module + made.suffix) for form in dialect.plain)
+        modules.append(
+            LowRank(
+                group.name + made.suffix,
+                a,
+                b,
+                made.rank,
+                made.n_in,
+                made.n_out,
+                made.scale,
+                made.source,
+                derived,
+            )
+        )
+    for group, reason in outcome.refused:
+        refused.append((group.name, reason))
+        why.update({info.name: reason for info in group.tensors.values()})
+    for group, problem in outcome.problems:
+        problems.append(problem)
+        why.update({info.name: "its factors are incomplete or disagree" for info in group.tensors.values()})
+
+
+def _carried(
+    checkpoint: Checkpoint, used: set[str], why: Mapping[str, str], dialect: Dialect | None
+) -> tuple[Carried, ...]:
+    """Every tensor that is not ``used``, with the reason."""
+    return tuple(
         Carried(info.name, info.nbytes, why.get(info.name) or _why(info.name, dialect))
         for info in checkpoint.tensors.values()
         if info.name not in used
     )
-    kind = dialect.kind(config)
-    return Adapter(
-        checkpoint, dialect.name, kind, tuple(modules), tuple(vectors), carried, config, base,
-        tuple(problems), tuple(refused),
-    )  # fmt: skip
 
 
 def _classify(
-    checkpoint: Checkpoint, dialect: Dialect
+    checkpoint: Checkpoint, dialect: Dialect, claimed: set[str]
 ) -> tuple[dict[str, dict[str, str]], list[Vector], list[str]]:
     """module -> {"a": tensor, "b": tensor}, the (IA)^3 vectors, and what is wrong already."""
     pairs: dict[str, dict[str, str]] = {}
     vectors = []
     problems = []
     for info in checkpoint.tensors.values():
+        if info.name in claimed:
+            continue
         if found := dialect.factor.match(info.name):
             first = pairs.setdefault(found["module"], {}).setdefault(dialect.roles[found["role"]], info.name)
             if first != info.name:
@@ -186,65 +284,16 @@ def _classify(
     return pairs, vectors, problems
 
 
-def _nonlinear(checkpoint: Checkpoint, dialect: Dialect) -> dict[str, str]:
-    """module -> the kind that makes its update more than ``scale * B @ A``."""
+def _nonlinear(checkpoint: Checkpoint, dialect: Dialect, lifted: set[str | None]) -> dict[str, str]:
+    """module -> the kind that makes its update more than ``scale * B @ A``, unless a rule knows it."""
     return {
         found["module"]: why
         for name in checkpoint.tensors
         for pattern, why in dialect.nonlinear
-        if (found := pattern.match(name))
+        if why not in lifted and (found := pattern.match(name))
     }
 
 
-def _problem(checkpoint: Checkpoint, module: str, roles: Mapping[str, str]) -> str | None:
-    """What is wrong with the factors of one module, as a sentence, or None."""
-    where = checkpoint.path
-    if len(roles) < 2:
-        have, other = next(iter(roles.values())), "B" if "a" in roles else "A"
-        return f"{where}: {have} has no matching {other}; the file is incomplete"
-    a, b = checkpoint.tensors[roles["a"]], checkpoint.tensors[roles["b"]]
-    for info in (a, b):
-        if info.numel == 0:
-            return (
-                f"{where}: {info.name} is empty, shape {list(info.shape)}; sharded training saved only a "
-                "placeholder: gather the full weights and save again"
-            )
-        if len(info.shape) < 2:
-            shape = list(info.shape)
-            return f"{where}: {info.name} has shape {shape}; a factor needs two axes (a sharded save?)"
-    if a.shape[0] != b.shape[1] and not _grouped(a, b):
-        return (
-            f"{where}: ranks disagree in module {module}: "
-            f"{a.name} {list(a.shape)} against {b.name} {list(b.shape)}"
-        )
-    return None
-
-
-def _grouped(a: TensorInfo, b: TensorInfo) -> bool:
-    """A grouped convolution: B is (out, r / groups, 1, ...)."""
-    return len(a.shape) > 2 and len(b.shape) > 2 and a.shape[0] > b.shape[1] and a.shape[0] % b.shape[1] == 0
-
-
-def _unfit(a: TensorInfo, b: TensorInfo) -> str | None:
-    """Why two complete factors are still not a plain product of matrices."""
-    if _grouped(a, b):
-        return "grouped convolution: its factors are not one matrix product"
-    if any(axis != 1 for axis in b.shape[2:]):
-        return "the up factor has a kernel: not one matrix product"
-    for info in (a, b):
-        if info.dtype not in FLOATS:
-            return f"quantised or integer factor ({info.dtype})"
-    return None
-
-
-def _why(name: str, dialect: Dialect) -> str:
-    return next((why for pattern, why in dialect.others if pattern.search(name)), "unknown tensor")
-
-
-def _scalar(checkpoint: Checkpoint, name: str) -> float | None:
-    """The value of a one-element floating-point or integer tensor, or None when there is none."""
-    info = checkpoint.tensors.get(name)
-    if info is None or info.numel != 1:
-        return None
-    stored = checkpoint.read(name)
-    return float((stored.f32() if info.dtype in FLOATS else stored.data).reshape(-1)[0])
+def _why(name: str, dialect: Dialect | None) -> str:
+    others = dialect.others if dialect else ()
+    return next((why for pattern, why in others if pattern.search(name)), "unknown tensor")

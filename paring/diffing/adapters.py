@@ -75,7 +75,7 @@ def _join(opened: Sequence[Model]) -> tuple[dict[str, Row], list[NotCompared]]:
         assert model.adapter is not None
         rest += [NotCompared(name, f"{why}, in {model.path}") for name, why in model.adapter.refused]
         for tensor in model.adapter.carried:
-            if not tensor.name.endswith(".alpha"):
+            if not tensor.name.endswith((".alpha", ".scalar")):
                 whole.setdefault(tensor.name, []).append(i)
         for factors in read_factors(model.adapter):
             rows.setdefault(key(factors.name), [None] * len(opened))[i] = factors

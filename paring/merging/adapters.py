@@ -115,6 +115,9 @@ def _join(models: Sequence[Model]) -> list[Joint]:
             row = found.setdefault(key(part.name), [None] * len(models))
             if row[number] is not None:
                 raise UnsupportedError(f"{model.path}: two modules are called {part.name}")
+            if isinstance(part, LowRank) and part.derived and part.derived.native:
+                why = f"{part.derived.kind}, which a merged adapter cannot hold"
+                raise UnsupportedError(f"{model.path}: {part.name} cannot be merged: {why}")
             row[number] = part
     return [_joint(own, row, models) for own, row in found.items()]
 

@@ -13,6 +13,7 @@ from paring.checkpoint import Checkpoint
 from paring.errors import UnsupportedError
 from paring.merging.tasks import holds_tasks, number_of
 from paring.packed import Packed, open_source
+from paring.pooling.members import holds_adapters
 
 #: names of tensors of adapters whose update is not ``scale * B @ A``, and of the bias of one that is
 _FOREIGN = re.compile(
@@ -41,17 +42,20 @@ class Model:
 
 
 def open_model(path: str | Path) -> Model:
-    """Open one input; ``FILE#TASK`` is one task of a packed file. Raises BadFileError, UnsupportedError."""
+    """Open one input; ``FILE#NAME`` is one task or adapter of a packed file. Raises BadFileError,
+    UnsupportedError.
+    """
     file, mark, wanted = str(path).rpartition("#")
     if mark and not Path(path).exists() and Path(file).exists():
-        packed = open_source(file)
-        if not isinstance(packed, Packed) or not holds_tasks(packed):
-            raise UnsupportedError(f"{file} holds no tasks to choose {wanted!r} from")
-        return Model(Path(file), packed, None, number_of(packed, wanted))
+        packed = open_source(file, whole=True)
+        if isinstance(packed, Packed) and holds_tasks(packed):
+            return Model(Path(file), packed, None, number_of(packed, wanted))
+        if not isinstance(packed, Packed) or not holds_adapters(packed):
+            raise UnsupportedError(f"{file} holds no tasks or adapters to choose {wanted!r} from")
     checkpoint = open_source(path)
     if holds_tasks(checkpoint):
         raise UnsupportedError(f"{path} holds several tasks: name one, as in {path}#1")
-    adapter = adapters.read(checkpoint)
+    adapter = adapters.read(checkpoint, derived=True)
     if adapter.dialect == "none":
         _refuse_foreign(Path(path), checkpoint)
         return Model(Path(path), checkpoint, None)
@@ -62,7 +66,7 @@ def open_model(path: str | Path) -> Model:
 def full_tensors(model: Model) -> list[str]:
     """The names of an adapter's tensors that are no factors but mean something by themselves: no alphas."""
     carried = model.adapter.carried if model.adapter else ()
-    return [tensor.name for tensor in carried if not tensor.name.endswith(".alpha")]
+    return [tensor.name for tensor in carried if not tensor.name.endswith((".alpha", ".scalar"))]
 
 
 def refuse_kinds(model: Model) -> None:

@@ -7,14 +7,17 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from paring.adapters import naming
 from paring.adapters.view import Adapter, LowRank, Vector
 from paring.dtypes import numel
 from paring.errors import UnsupportedError
 from paring.merging.sources import Entry
 
 _PREFIXES = re.compile(
-    r"^(base_model\.model\.|lora_(unet|te\d?)_|unet\.|text_encoder\d?\.|transformer\.|diffusion_model\.)"
+    r"^(base_model\.model\.)?(?:(?:lora|lycoris)_(?P<short>unet|te\d?)_(?:unet_)?"
+    r"|(?P<long>unet|text_encoder(?:_\d)?)\.|transformer\.|diffusion_model\.)?"
 )
+_PARTS = {"te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2", "te3": "text_encoder_3"}
 
 #: Conv1D layers of GPT-2
 _CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")
@@ -42,23 +45,38 @@ class Joint:
 
 
 def key(module: str) -> str:
-    """A module's name without what dialects differ in: prefixes, and dots against underscores."""
+    """A module's name without what dialects differ in: prefixes, wrappers, and dots against underscores; with
+    the part of a pipeline that it belongs to, since several have modules of the same names.
+    """
+    found = _PREFIXES.match(module)
+    told = (found["short"] or found["long"] or "") if found else ""
+    part = (
+        _PARTS.get(told, told) or naming.split(naming.with_part(module.removeprefix("base_model.model.")))[0]
+    )
+    return f"{part}:{_bare(module)}" if part else _bare(module)
+
+
+def _bare(module: str) -> str:
+    """The same without the part: what a weight of the base is looked up by."""
+    module = module.replace(".base_layer.", ".")
     return re.sub(r"[._]+", "_", _PREFIXES.sub("", module)).strip("_")
 
 
 def weight_names(adapter: Adapter, base: Mapping[str, Entry]) -> dict[str, str]:
-    """module -> the name of its weight in ``base``: ``MODULE.weight``, or the only name that ends so.
+    """module -> the name of its weight in ``base``: ``MODULE.weight`` (of attention with one projection for
+    all, ``MODULE.in_proj_weight``), or the only name that ends so.
 
     Raises UnsupportedError naming the module when there is none, several, or one of another shape.
     """
     by_key: dict[str, list[str]] = defaultdict(list)
     for name in base:
-        if name.endswith(".weight") or "." not in name:
-            by_key[key(name.removesuffix(".weight"))].append(name)
+        if name.endswith((".weight", ".in_proj_weight")) or "." not in name:
+            by_key[_bare(name.removesuffix(".weight").removesuffix(".in_proj_weight"))].append(name)
     path = adapter.checkpoint.path
     found = {}
+    owners: dict[str, str] = {}
     for module in adapter.modules:
-        plain, own = f"{module.name}.weight", key(module.name)
+        plain, own = f"{module.name}.weight", _bare(module.name)
         # the adapter or the base may count a wrapper's name that the other does not have
         tries = (
             [plain] if plain in base else [],
@@ -70,6 +88,9 @@ def weight_names(adapter: Adapter, base: Mapping[str, Entry]) -> dict[str, str]:
         if len(candidates) != 1:
             some = f"{len(candidates)} weights ({', '.join(candidates[:3])})" if candidates else "no weight"
             raise UnsupportedError(f"{path}: module {module.name} fits {some} of the base: is it another's?")
+        twin = owners.setdefault(candidates[0], module.name)
+        if twin != module.name:
+            raise UnsupportedError(f"{path}: modules {twin} and {module.name} both fit {candidates[0]}")
         _refuse_shape(adapter, module, candidates[0], base[candidates[0]])
         found[module.name] = candidates[0]
     return found
@@ -90,7 +111,7 @@ def turned(adapter: Adapter, names: Mapping[str, str], base: Mapping[str, Entry]
     for module in adapter.modules:
         square = module.name.rpartition(".")[2] in _CONV1D if conv1d else flag
         by_shape = base[names[module.name]].shape[0] == module.n_in
-        if "lora_embedding" in module.a or (square if module.n_in == module.n_out else by_shape):
+        if module.embedding or (square if module.n_in == module.n_out else by_shape):
             found.add(module.name)
     return frozenset(found)
 

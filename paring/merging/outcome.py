@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paring import atomic
+from paring.adapters import embedded
 from paring.adapters.view import LowRank
 from paring.checkpoint import reads_back, write_safetensors
 from paring.decompressing import CONFIG, WEIGHTS, parse_dtype
@@ -91,19 +92,28 @@ def _shaped(outcome: Outcome, joint: Joint, tensors: Mapping[str, Stored]) -> di
     """The tensors of one module in the shapes of their kind: factors of convolutions have trailing axes."""
     out = {}
     for number, name in enumerate(joint.tensors):
-        tensor, info = tensors[name], outcome.donor.checkpoint.tensors.get(name)
+        tensor, own = tensors[name], _stored_shape(outcome, joint, number)
         shape = tensor.shape
-        if info is not None and len(joint.tensors) == 1:
-            shape = info.shape
-        elif info is not None and len(info.shape) > 2:
-            shape = (shape[0], *(info.shape[1:] if number == 0 else (shape[1], *info.shape[2:])))
+        if own and len(joint.tensors) == 1:
+            shape = own
+        elif own and len(own) > 2:
+            shape = (shape[0], *(own[1:] if number == 0 else (shape[1], *own[2:])))
         out[name] = Stored(tensor.dtype, tensor.data.reshape(shape))
     return out
 
 
+def _stored_shape(outcome: Outcome, joint: Joint, number: int) -> tuple[int, ...] | None:
+    """The shape of the donor's tensor, of a derived module that of a plain LoRA; None where it has none."""
+    first = joint.parts[0]
+    if isinstance(first, LowRank) and first.derived is not None:
+        return first.derived.shapes[number]
+    info = outcome.donor.checkpoint.tensors.get(joint.tensors[number])
+    return None if info is None else info.shape
+
+
 def _metadata(donor: Model, ranks: Mapping[str, int]) -> dict[str, str]:
-    """The donor's, with the ranks that cloneofsimo's format keeps there."""
-    told = dict(donor.checkpoint.metadata)
+    """The donor's, with the ranks that cloneofsimo's format keeps there; no scale: it is in the factors."""
+    told = {key: text for key, text in donor.checkpoint.metadata.items() if key != embedded.KEY}
     for module, rank in ranks.items():
         if f"{module}:rank" in told:
             told[f"{module}:rank"] = str(rank)
@@ -115,9 +125,9 @@ def _config(
 ) -> dict[str, Any] | None:
     """PEFT's configuration: the scale is in the factors, so alpha equals the rank everywhere."""
     assert donor.adapter is not None
-    if donor.adapter.config is None:
+    config = donor.adapter.plain_config()
+    if config is None:
         return None
-    config = dict(donor.adapter.config)
     if dropped:
         config |= {"modules_to_save": None, "bias": "none", "trainable_token_indices": None}
     lowrank = [joint for joint in joints if any(isinstance(part, LowRank) for part in joint.parts)]

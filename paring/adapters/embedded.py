@@ -1,0 +1,32 @@
+"""PEFT's configuration inside a file: what diffusers writes beside factors that have PEFT's names.
+
+The metadata ``lora_adapter_metadata`` is a JSON object of PEFT's fields, of one model, or with the part of a
+pipeline before each (``unet.lora_alpha``). Files without it state no alpha at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from paring.checkpoint import Checkpoint
+from paring.untrusted import parse_json
+
+KEY = "lora_adapter_metadata"
+Config = Mapping[str, Any]
+
+
+def configs(checkpoint: Checkpoint) -> Callable[[str], Config | None]:
+    """module, as the view names it -> its configuration: adapter_config.json, or what the metadata say.
+
+    Raises BadFileError for a file or metadata that are no sound JSON object.
+    """
+    config = checkpoint.config("adapter_config.json")
+    if config is not None or KEY not in checkpoint.metadata:
+        return lambda module: config
+    told = parse_json(checkpoint.metadata[KEY].encode(), f"{checkpoint.path}: metadata {KEY}")
+    parts: dict[str, dict[str, Any]] = {}
+    for name, value in told.items():
+        part, _, field = name.rpartition(".")
+        parts.setdefault(part, {})[field] = value
+    return lambda module: parts.get(module.partition(".")[0], parts.get(""))
