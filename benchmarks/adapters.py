@@ -1,6 +1,6 @@
 """Real adapters on real tasks: what is left of their gain when they are compressed, method by method.
 
-    python -m benchmarks.adapters [--rows N] [--json FILE]
+    python -m benchmarks.adapters [--rows N] [--methods A,B] [--ratios 8,16] [--json FILE] [--plot FILE]
 
 Methods of paring go through files, as a user would: compress to a packed file, decompress to a PEFT folder,
 evaluate what that folder holds. Ratios are ``ratio_fp16``: 16 bits for each of the adapter's parameters over
@@ -18,7 +18,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,28 +30,36 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.baselines import F32, Factors, int_quantised, truncated
+from benchmarks.bound import bound_bytes
 from benchmarks.machine import describe
 from benchmarks.minilm import ADAPTERS, Bench, Deltas, Kept, Scores, dense_deltas, factors, kept
+from paring import adapters
 from paring.api import compress, decompress
+from paring.checkpoint import open_checkpoint
 from paring.errors import BudgetError
+from paring.factors import read_factors
 
 TASKS = ("rotten", "brown", "reuters8")
-RATIOS = (8, 16, 20, 32)
+RATIOS = (4, 8, 16, 20, 32, 64, 100)
 #: a file this much smaller than its budget has nothing left to spend it on
 SLACK = 1.02
 
 #: name -> options of paring.api.compress
 PACKED: Mapping[str, Mapping[str, Any]] = {
-    "paring (default)": {},
-    "svd, by component": {"basis": "svd", "scope": "component"},
-    "trained, by tensor, lsq": {"basis": "trained", "scope": "tensor", "alpha": "lsq"},
-    "ComPEFT as published": {"basis": "trained", "scope": "global", "alpha": 1.0},
+    "spectral": {"method": "spectral"},
+    "spectral, nearest": {"method": "spectral", "norm": 0.0},
+    "ternary": {"method": "compeft"},
+    "ternary, svd": {"method": "compeft", "basis": "svd", "scope": "component"},
+    "ternary, by tensor": {"method": "compeft", "basis": "trained", "scope": "tensor", "alpha": "lsq"},
+    "ComPEFT as published": {"method": "compeft", "basis": "trained", "scope": "global", "alpha": 1.0},
+    "truncate": {"method": "truncate", "store": "fp16"},
 }
 #: name -> a baseline, from the factors of one module
 PLAIN: Mapping[str, Callable[[F32, F32], Factors]] = {
     "int4": partial(int_quantised, bits=4),
     "int2": partial(int_quantised, bits=2),
     "rank 1 in fp16": partial(truncated, rank=1),
+    "rank 2 in fp16": partial(truncated, rank=2),
 }
 
 
@@ -72,6 +80,7 @@ class Row:
     error: dict[str, float]
     accuracy: dict[str, float]
     kept: Kept
+    over_bound: dict[str, float]
     note: str = ""
 
 
@@ -127,8 +136,18 @@ class Referee:
             {task: relative_error(found.deltas, self._dense[task]) for task, found in copies.items()},
             {task: float(found.correct.mean()) for task, found in scores.items()},
             kept(scores, self._base, self._full),
+            {task: self._over_bound(task, found) for task, found in copies.items()},
             "saturated: more bytes would not help it" if spare else "",
         )
+
+    def _over_bound(self, task: str, found: Copy) -> float:
+        """Bytes over the least that any code needs for Gaussian rank vectors at the same error."""
+        error = relative_error(found.deltas, self._dense[task])
+        if not 0 < error < 1:
+            return math.nan
+        modules = read_factors(adapters.read(open_checkpoint(ADAPTERS / task)))
+        nbytes = 2 * sum(factors.numel for factors in modules) / found.ratio_fp16
+        return nbytes / bound_bytes(modules, error)
 
     def references(self) -> Iterator[Row]:
         """The adapters as they are, counted as if stored in fp16 bare of headers, and the base alone."""
@@ -145,17 +164,19 @@ class Referee:
         return self._seen[key]
 
 
-def rows(bench: Bench) -> Iterator[Row]:
+def rows(bench: Bench, methods: Sequence[str], ratios: Sequence[float]) -> Iterator[Row]:
     """The table, line by line; a budget that a method cannot meet is left out and told on stderr."""
     referee = Referee(bench)
     yield from referee.references()
     for method, options in PACKED.items():
-        for ratio in RATIOS:
+        for ratio in ratios if method in methods else ():
             try:
                 yield referee.row(method, ratio, partial(packed, ratio=ratio, options=options))
             except BudgetError as error:
                 print(f"{method}: {error}", file=sys.stderr)
     for method, code in PLAIN.items():
+        if method not in methods:
+            continue
         yield referee.row(method, None, partial(plain, code=code))
 
 
@@ -170,7 +191,7 @@ def table(lines: list[Row]) -> Table:
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("method", "asked", "ratio\nfp16", "relative error" + tasks, "accuracy" + tasks):
         out.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
-    for heading in ("kept\naccuracy", "kept\nnll"):
+    for heading in ("kept\naccuracy", "kept\nnll", "bytes over\nthe bound"):
         out.add_column(heading, justify="right", no_wrap=True)
     out.add_column("")
     for line in lines:
@@ -183,6 +204,7 @@ def table(lines: list[Row]) -> Table:
             " ".join(f"{x:.4f}" for x in line.accuracy.values()),
             f"{accuracy:.3f} +- {accuracy_se:.3f}",
             f"{nll:.3f} +- {nll_se:.3f}",
+            f"{mean(line.over_bound):.2f}" if math.isfinite(mean(line.over_bound)) else "",
             line.note,
         )
     return out
@@ -203,13 +225,17 @@ def told(line: Row) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compress real adapters and evaluate what is left.")
     parser.add_argument("--rows", type=int, help="the first N test rows of each task (all)")
+    parser.add_argument("--methods", help="only these, with commas between them (all)")
+    parser.add_argument("--ratios", default=",".join(map(str, RATIOS)), help="fp16 bytes over bytes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to FILE as well")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw gain and error against size")
     arguments = parser.parse_args()
     start = time.perf_counter()
     machine = describe("numpy", "torch", "transformers")  # the commit at the start: it may move meanwhile
     bench = Bench.open(TASKS, arguments.rows)
     lines = []
-    for line in rows(bench):
+    methods = arguments.methods.split(",") if arguments.methods else [*PACKED, *PLAIN]
+    for line in rows(bench, methods, [float(ratio) for ratio in arguments.ratios.split(",")]):
         lines.append(line)
         print(f"{time.perf_counter() - start:6.0f} s  {told(line)}", file=sys.stderr, flush=True)
     seconds = round(time.perf_counter() - start, 1)
@@ -221,6 +247,10 @@ def main() -> None:
         found = [told(line) for line in lines]
         facts = {"machine": machine, "seconds": seconds, "test_rows": tested, "rows": found}
         arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
+    if arguments.plot:
+        from benchmarks.plots import gain_and_error
+
+        gain_and_error([told(line) for line in lines], arguments.plot)
 
 
 if __name__ == "__main__":

@@ -119,6 +119,30 @@ def many_tensors(folder: Path, count: int, seed: int) -> None:
     (folder / "config.json").write_text("{}")
 
 
+def lora(file: Path, rank: int = 64, layers: int = 32) -> None:
+    """A LoRA with the shapes of LLaMA-7B, all linear layers, fp16: 2,498,560 parameters a rank.
+
+    A is as PEFT initialises it; B has rank vectors whose sizes fall like those of trained adapters.
+    """
+    from paring.checkpoint import write_safetensors
+
+    shapes = {f"self_attn.{x}_proj": (4096, 4096) for x in "qkvo"}
+    shapes |= {"mlp.gate_proj": (11008, 4096), "mlp.up_proj": (11008, 4096), "mlp.down_proj": (4096, 11008)}
+    rng = np.random.default_rng(0)
+    sizes = 1.0 / (1 + np.arange(rank, dtype=np.float32))
+    tensors = {}
+    for layer in range(layers):
+        for name, (n_out, n_in) in shapes.items():
+            prefix = f"base_model.model.model.layers.{layer}.{name}"
+            A = rng.uniform(-1, 1, (rank, n_in)).astype(np.float32) / np.sqrt(n_in)
+            B = 0.02 * rng.standard_normal((n_out, rank), np.float32) * sizes
+            tensors[f"{prefix}.lora_A.weight"] = from_f32(A, "F16")
+            tensors[f"{prefix}.lora_B.weight"] = from_f32(B, "F16")
+    write_safetensors(file, tensors, {"format": "pt"})
+    told = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": "all-linear"}
+    file.with_name("adapter_config.json").write_text(json.dumps(told))
+
+
 def files_of(folders: Sequence[Path]) -> list[Path]:
     """All tensor files of these models."""
     return [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from paring import lowrank
 from paring.codecs.ternary import Ternary, from_floats, from_trits
 from paring.coding import F32, Coded, Factors
+from paring.compress._priced import Priced
 from paring.kernels import semidiscrete
 from paring.stream import Item, Magnitudes, Moments, reduce
 
@@ -145,48 +145,24 @@ def _parts(modules: Sequence[Factors], basis: str) -> Iterable[_Part]:
         yield _Part(factors.b, "B", np.asarray(B, np.float32).reshape(factors.shapes[1]))
 
 
-class Fitted:
-    """Each rank vector with its own density and scale, as the price of a bit decides; the dial lowers the
-    price.
-
-    It does so one module at a time: a dial is a step of the price and how many modules have taken the next.
-    So one dial differs from the next in one module, and budgets are met closely although a rank vector comes
-    or goes whole.
-    """
-
-    steps_per_octave = 16
+class Fitted(Priced):
+    """Each rank vector with its own density and scale, as the price of a bit decides."""
 
     def __init__(
         self, modules: Sequence[Factors], basis: str, sweeps: int, density: float | None, threads: int
     ) -> None:
-        self._modules, self._sweeps, self._threads = modules, sweeps, threads
+        self._modules, self._sweeps = modules, sweeps
         with ThreadPoolExecutor(threads) as pool:
             self._pieces = list(pool.map(lambda factors: _pieces(factors, basis), modules))
         most = max((lowrank.energy(A, B) for pieces in self._pieces for A, B in pieces), default=0.0)
-        self._top = most / semidiscrete.SIDE_BITS or 1.0
-        self.dials = 40 * self.steps_per_octave * len(modules)
-        self.turns: tuple[int, ...] = ()
         # a rank vector that comes or goes is a jump in size; among very many, jumps are too small to matter
-        self.scan = min(128, 2**20 // max(1, sum(len(factors.A) for factors in modules)) ** 2)
-        # neighbouring dials share all fits but one
-        self._fit = lru_cache(maxsize=4 * len(modules))(self._fit_afresh)
+        scan = min(128, 2**20 // max(1, sum(len(factors.A) for factors in modules)) ** 2)
+        top = most / semidiscrete.SIDE_BITS or 1.0
+        super().__init__(len(modules), self._encode, top, 40, scan, threads)
         self.fixed = None if density is None else self._dial_of(density)
 
-    def encode(self, dial: int) -> Coded:
-        step, ahead = divmod(dial, len(self._modules))
-        jobs = [(index, step + (index < ahead)) for index in range(len(self._modules))]
-        with ThreadPoolExecutor(self._threads) as pool:
-            return Coded(
-                {name: item for pairs in pool.map(lambda job: self._fit(*job), jobs) for name, item in pairs}
-            )
-
-    def _fit_afresh(self, index: int, step: int) -> list[tuple[str, Ternary]]:
-        price = self._top * 2.0 ** (-step / self.steps_per_octave)
-        return self._encode(self._modules[index], self._pieces[index], price)
-
-    def _encode(
-        self, factors: Factors, pieces: list[tuple[F64, F64]], price: float
-    ) -> list[tuple[str, Ternary]]:
+    def _encode(self, index: int, price: float) -> list[tuple[str, Ternary]]:
+        factors, pieces = self._modules[index], self._pieces[index]
         fits = [semidiscrete.fit(A, B, price, self._sweeps) for A, B in pieces]
         P, Q, scale = (np.concatenate(parts) for parts in zip(*fits, strict=True))
         P = P * np.int8(np.sign(factors.scale) or 1)
@@ -208,7 +184,9 @@ class Fitted:
         while low < high:
             middle = (low + high + 1) // 2
             kept = sum(
-                int(np.bitwise_count(item.mask).sum()) for item in self.encode(middle).tensors.values()
+                int(np.bitwise_count(item.mask).sum())
+                for item in self.encode(middle).tensors.values()
+                if isinstance(item, Ternary)
             )
             low, high = (middle, high) if kept <= density * total else (low, middle - 1)
         return low

@@ -95,19 +95,21 @@ class Dials:
       and then ``scan`` dials about the best. A narrower or a second valley of loss may be missed.
 
     Trials are few (some ten a stretch, then a bisection) but for the ``2 scan`` about a find: ``scan`` is 0
-    where trials cost seconds.
+    where trials cost seconds. With a ``sketch``, which tells bytes and error of a dial nearly and for nothing,
+    they are fewer: it is searched instead, and what it is wrong by is learnt from trial to trial.
     """
 
     trial: Callable[[int], Trial]
     count: int
     scan: int = 0
     turns: tuple[int, ...] = ()
+    sketch: Callable[[int], tuple[float, float]] | None = None
     _seen: dict[int, Trial] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, trial: Callable[[int], Trial], family: Family) -> Dials:
         """The dials of ``family``, which ``trial`` tries."""
-        return cls(trial, family.dials, family.scan, family.turns)
+        return cls(trial, family.dials, family.scan, family.turns, getattr(family, "sketch", None))
 
     def for_size(self, most_bytes: int) -> Trial | None:
         """The trial of least error within ``most_bytes``; None when none that was tried is so small."""
@@ -117,6 +119,9 @@ class Dials:
             return not fits, tried.error if fits else tried.nbytes, tried.nbytes
 
         def search(stretch: range) -> None:
+            if self.sketch:
+                self._follow(stretch, lambda size, _: size, most_bytes)
+                return
             top = self._last(stretch, lambda tried: math.log(tried.nbytes), math.log(max(1, most_bytes)))
             if top >= 0 and not self._falling(stretch, top):
                 self._least_loss(stretch[: top + 1])
@@ -133,6 +138,9 @@ class Dials:
             return not good, tried.nbytes if good else tried.error, tried.error
 
         def search(stretch: range) -> None:
+            if self.sketch:
+                self._follow(stretch, lambda _, lost: -lost, math.nextafter(-error, -math.inf))
+                return
             best = min(self._seen.values(), key=rank, default=None)
             if best and best.error <= error and best.nbytes <= self._try(stretch[0]).nbytes:
                 self._try_about(stretch, -1)  # nothing on this stretch is smaller, but for bumps
@@ -149,6 +157,8 @@ class Dials:
 
     def least_error(self) -> Trial:
         """The trial of least error, whatever its size."""
+        if self.sketch:
+            return self._try(self.count - 1)
         return self._best(lambda tried: (False, tried.error, tried.nbytes), self._least_loss)
 
     def least_size(self) -> Trial:
@@ -208,6 +218,25 @@ class Dials:
             low, high = (middle, high) if at(middle) <= limit else (low, middle)
             bisect = high - low > before // 2
         return low
+
+    def _follow(self, stretch: range, value: Callable[[float, float], float], limit: float) -> None:
+        """Try dials near the last one with a ``value`` of (bytes, error) within ``limit``."""
+        assert self.sketch is not None
+        low, high, wrong_by = -1, len(stretch), 0.0
+        while high - low > 1:
+            left, right = low, high  # the last one by the sketch, as far as it is known to be wrong
+            while right - left > 1:
+                middle = (left + right) // 2
+                fits = value(*self.sketch(stretch[middle])) + wrong_by <= limit
+                left, right = (middle, right) if fits else (left, middle)
+            at = min(max(left, low + 1), high - 1)
+            tried = self._try(stretch[at])
+            found = value(tried.nbytes, tried.error)
+            wrong_by = found - value(*self.sketch(stretch[at]))
+            low, high = (at, high) if found <= limit else (low, at)
+            if 0 <= limit - found <= abs(limit) * 1e-3:
+                break
+        self._try_about(stretch, low)
 
     def _falling(self, stretch: range, top: int) -> bool:
         """Whether no trial further down the stretch loses less than that at ``top``."""

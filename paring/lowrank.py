@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating[Any]]
+F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 #: a difference of squares below this share of them has lost too many digits
@@ -57,6 +58,42 @@ def svd(A: Floats, B: Floats) -> tuple[F64, F64, F64]:
     U, V = q_b @ u[:, :k], v[:k] @ q_a.T
     sign = np.where(np.take_along_axis(U, np.abs(U).argmax(axis=0)[None], axis=0)[0] < 0, -1.0, 1.0)
     return U * sign, s, V * sign[:, None]
+
+
+def components(A: F32, B: F32, device: str = "cpu") -> tuple[F32, F64, F32]:
+    """As :func:`svd`, many times faster for tall factors, U and V in fp32; on the GPU by torch.
+
+    From the Gram matrices of the factors: components below about 1e-7 of the largest are not resolved, and
+    come back as zero or not quite orthogonal.
+    """
+    if device != "cpu":
+        from paring.kernels.lowrank import gpu
+
+        return gpu.components(A, B, device)
+    root_b, back_b = _root(_gram(B.T))
+    root_a, back_a = _root(_gram(A))
+    u, s, v = np.linalg.svd(root_b @ root_a.T, full_matrices=False)
+    U = B @ (back_b @ u).astype(np.float32)
+    V = (v @ back_a.T).astype(np.float32) @ A
+    return U, s, V
+
+
+def _gram(rows: F32) -> F64:
+    """Inner products of ``rows (r, n)``, in fp64, a block of columns at a time."""
+    out = np.zeros((len(rows), len(rows)))
+    for start in range(0, rows.shape[1], 8192):
+        part = rows[:, start : start + 8192].astype(np.float64)
+        out += part @ part.T
+    return out
+
+
+def _root(gram: F64) -> tuple[F64, F64]:
+    """R and the pseudo-inverse of R, ``R.T @ R = gram``, both ``(r, r)``."""
+    values, vectors = np.linalg.eigh(gram)
+    values = np.where(values > values.max(initial=0.0) * 1e-15, values, 0.0)
+    root = np.sqrt(values)
+    inverse = np.divide(1.0, root, out=np.zeros_like(root), where=root > 0)
+    return root[:, None] * vectors.T, vectors * inverse
 
 
 #: a matrix whose smaller side is larger than this is not decomposed whole for a few of its components

@@ -18,8 +18,9 @@ import numpy as np
 
 from paring.api import compress
 from paring.checkpoint import digest, write_safetensors
-from paring.codecs import stored, ternary
+from paring.codecs import stored, ternary, trellis
 from paring.codecs.ternary import from_trits
+from paring.codecs.trellis import Levels
 from paring.dtypes import Stored, from_f32
 from paring.packed import open_source
 from paring.packing import Image, Payload, Spec
@@ -61,6 +62,12 @@ def carried() -> Tensors:
         "base_model.model.empty": Stored("F16", np.zeros((0, 7), np.float16)),
         "base_model.model.größe": Stored("F32", np.array(2.5, np.float32)),
     }
+
+
+def twice() -> Tensors:
+    """Factors in bf16, one of them under a second name, beside other tensors."""
+    factors = lora("BF16")
+    return factors | carried() | {"base_model.model.copy": next(iter(factors.values()))}
 
 
 def ia3(dtype: str) -> Tensors:
@@ -132,6 +139,44 @@ def blocks(path: Path) -> None:
     image.write(path, digest(image.decoded()), lambda _: None)
 
 
+def trellis_blocks(path: Path) -> None:
+    """Two blocks and all layouts of trellis data: many classes and states, escapes, zeros, and a payload that
+    ends in zeros.
+    """
+    rng = np.random.default_rng(6)
+
+    def item(shape: tuple[int, ...], layout: Any, classes: list[int], bits: int = 5) -> Levels:
+        count, n = ternary.segments(shape, layout)
+        each = np.resize(np.array(classes, np.uint8), count)
+        k = np.rint(rng.standard_normal((count, n)) * 0.2 * 2.0 ** (each[:, None] / 7.0)).astype(np.int16)
+        scale = rng.normal(0, 0.01, count).astype(np.float32)
+        return Levels(shape, layout, bits, each, scale, k)
+
+    long = item((66_000,), "whole", [1])
+    long.k[:] = rng.random(66_000) < 0.001
+    long.k[0, 65_530:65_540] = [3, -1, 2, -32_768, 32_767, 1, -2, 700, 0, -1]
+    shared = {
+        "long": ("F16", long),
+        "rows": ("F64", item((48, 5), "rows", list(range(1, 49)))),
+        "columns": ("BF16", item((7, 2, 9), "columns", [9, 0, 30])),
+        "none": ("F32", item((0, 3), "rows", [9])),
+        "scalar": ("F32", item((), "whole", [12])),
+    }
+    specs = tuple(Spec(name, dtype, it.shape) for name, (dtype, it) in shared.items())
+    odd = [item((3, 11), "rows", [20, 8, 28], 8), item((11,), "whole", [7], 8)]
+    more = (Spec("trellis", "F32", (3, 11), stored_as="F16"), Spec("ia3_l", "BF16", (11,), ones=True))
+    sparse = item((600, 1000), "columns", [0], 2)
+    image = Image(
+        [
+            Payload("trellis", trellis.ID, 1, trellis.encode([it for _, it in shared.values()]), specs),
+            Payload("trellis", trellis.ID, 1, trellis.encode(odd), more),
+            Payload("sparse", trellis.ID, 1, trellis.encode([sparse]), (Spec("sparse", "F16", (600, 1000)),)),
+        ],
+        {"tool": "paring"},
+    )
+    image.write(path, digest(image.decoded()), lambda _: None)
+
+
 def rounded_once(path: Path) -> None:
     """A bf16 (IA)^3 vector of 1 plus or minus 2^-8 + 2^-30: by way of fp32 all of it would round to 1."""
     trits = np.array([1, 0, -1, 1, 1, 0, 0, -1, 0, 1], np.int8)
@@ -154,6 +199,12 @@ CASES: dict[str, Callable[[Path], None]] = {
     "kohya_f16_dropped": compressed(kohya(), None, carry="drop", density=0.4),
     "blocks": blocks,
     "ia3_bf16_rounded_once": rounded_once,
+    "spectral_f32": compressed(lora(), method="spectral", **BIG_ENOUGH),
+    "spectral_f16": compressed(lora("F16"), method="spectral", **BIG_ENOUGH),
+    "spectral_bf16": compressed(lora("BF16"), method="spectral", **BIG_ENOUGH),
+    "trellis_blocks": trellis_blocks,
+    "lossless_twice": compressed(twice(), method="lossless"),
+    "truncated_kohya": compressed(kohya(), None, method="truncate", rank=2),
 }
 
 

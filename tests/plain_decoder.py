@@ -29,7 +29,7 @@ def decode(raw: bytes, dictionary: bytes) -> dict[str, tuple[str, tuple[int, ...
     first = 0
     for name, codec, version, crc, nbytes, count in facts["payloads"]:
         data = entry[name][:nbytes]
-        assert zlib.crc32(data) == crc and version == 1
+        assert zlib.crc32(data) == crc
         places = range(first, first + count)
         specs = [facts["specs"][facts["tensors"][i]] for i in places]
         shapes = [tuple(spec[1]) for spec in specs]
@@ -38,7 +38,7 @@ def decode(raw: bytes, dictionary: bytes) -> dict[str, tuple[str, tuple[int, ...
             "F64" if one else spec[2] if len(spec) > 2 else spec[0]
             for one, spec in zip(ones, specs, strict=True)
         ]
-        parts = {"ternary": _ternary, "bytes": _bytes}[codec](data, shapes, kinds)
+        parts = READERS[codec, version](data, shapes, kinds)
         for i, spec, kind, one, part in zip(places, specs, kinds, ones, parts, strict=True):
             values = None
             if one:
@@ -217,3 +217,151 @@ def _table(density: int) -> tuple[list[int], list[int]]:
                 best = i
         f[next_down(groups[best])] -= 1
     return f, [sum(f[:m]) for m in range(257)]
+
+
+RATIOS = [0] + [round(2**24 * math.exp(-3 * 2 ** (-(j - 1) / 3))) for j in range(1, 49)]
+H0 = {2: 2, 3: 5, 4: 9, 5: 18, 6: 33, 7: 78, 8: 166}
+H1 = {2: 1, 3: 2, 4: 2, 5: 4, 6: 10, 7: 43, 8: 121}
+
+
+def _trellis(data: bytes, shapes: list[tuple[int, ...]], kinds: list[str]) -> list[bytes]:
+    size = int.from_bytes(data[:4], "little")
+    side = zlib.decompress(data[4 : 4 + size], -15)
+    b, layouts = side[0], side[1 : 1 + len(shapes)]
+    segments: list[tuple[int, int]] = []  # (tensor, entries)
+    for i, (shape, layout) in enumerate(zip(shapes, layouts, strict=True)):
+        if layout == 0:
+            segments.append((i, math.prod(shape)))
+        elif layout == 1:
+            segments += [(i, math.prod(shape[1:]))] * shape[0]
+        else:
+            segments += [(i, shape[0])] * math.prod(shape[1:])
+    at = 1 + len(shapes)
+    classes, planes = side[at : at + len(segments)], side[at + len(segments) :]
+    coded = [i for i, j in enumerate(classes) if j]
+    assert len(planes) == 4 * len(coded)
+    scales = dict.fromkeys(range(len(segments)), 0.0)
+    for place, i in enumerate(coded):
+        [scales[i]] = struct.unpack("<f", bytes(planes[place + p * len(coded)] for p in range(4)))
+    symbols = [(i, e) for i in coded for e in range(segments[i][1])]  # (segment, entry)
+    blocks = -(-len(symbols) // 65536)
+    at = 4 + size
+    lengths = struct.unpack_from(f"<{blocks}I", data, at)
+    states = data[at + 4 * blocks : at + 5 * blocks]
+    at += 5 * blocks
+    values = [[0.0] * n for _, n in segments]
+    for number, length in enumerate(lengths):
+        mine = symbols[number * 65536 : (number + 1) * 65536]
+        found = _trellis_block(data[at : at + length], states[number], b, mine, classes)
+        for (i, e), level in zip(mine, found, strict=True):
+            values[i][e] = level * scales[i] if level else 0.0
+        at += length
+    assert len(data) == max(at, -(-sum(map(math.prod, shapes)) // 32768)) and not any(data[at:])
+    tensors: list[list[float]] = [[] for _ in shapes]
+    for (i, _), part in zip(segments, values, strict=True):
+        tensors[i] += part
+    for i, (shape, layout) in enumerate(zip(shapes, layouts, strict=True)):
+        if layout == 2:
+            rows, columns = shape[0], math.prod(shape[1:])
+            tensors[i] = [tensors[i][c * rows + r] for r in range(rows) for c in range(columns)]
+    return [_raw(part, kind) for part, kind in zip(tensors, kinds, strict=True)]
+
+
+def _trellis_block(
+    data: bytes, state: int, b: int, symbols: list[tuple[int, int]], classes: bytes
+) -> list[int]:
+    x, *words = struct.unpack(f"<I{(len(data) - 4) // 2}H", data)
+    words.reverse()
+    out = []
+
+    def take(n: int, a: int) -> None:
+        nonlocal x
+        x = n * (x // 4096) + x % 4096 - a
+        if x < 65536:
+            x = 65536 * x + words.pop()
+
+    for segment, entry in symbols:
+        if entry == 0:
+            state = 0
+        q, j = state % 2, classes[segment]
+        f, start, slots = _levels(j)[q]
+        m = slots[x % 4096]
+        take(f[m], start[m])
+        w = max(0, (j - 22) // 6)
+        if m == 32:
+            k = 0
+            for _ in range(2):
+                v = x % 4096 // 16
+                take(16, 16 * v)
+                k = 256 * k + v
+            k -= 65536 * (k >= 32768)
+        else:
+            k = m - 16
+            if w:
+                v = x % 4096 // 2 ** (12 - w)
+                take(2 ** (12 - w), 2 ** (12 - w) * v)
+                k = 2**w * k + v
+        out.append(2 * k - q * ((k > 0) - (k < 0)))
+        state = state // 2 ^ q * H0[b] ^ k % 2 * H1[b]
+    assert x == 65536 and not words
+    return out
+
+
+@cache
+def _levels(j: int) -> list[tuple[list[int], list[int], list[int]]]:
+    """For each quantiser: frequencies of 32 y and the escape, where each begins, the owner of each slot."""
+    weights, g = [2**48], RATIOS[j] * 2**24
+    h = g * g // 2**48
+    while weights[-1] >= 256:
+        weights.append(weights[-1] * g // 2**48)
+        g = g * h // 2**48
+    out = []
+    for q in (0, 1):
+        due = [0] * 33
+        due[16] = 2 ** (45 if q else 48)
+        for level in range(1, len(weights)):
+            if level % 2 == q:
+                k = (level + q) // 2
+                for symbol in (k, -k):
+                    y = symbol // 2 ** max(0, (j - 22) // 6)
+                    due[y + 16 if -16 <= y <= 15 else 32] += weights[level]
+        whole = sum(due)
+        for m in range(32):
+            if 8192 * due[m] < whole:
+                due[32] += due[m]
+                due[m] = 0
+        f = [max(1, 4096 * d // whole) if d or m == 32 else 0 for m, d in enumerate(due)]
+        f[f.index(max(f))] += 4096 - sum(f)
+        out.append((f, [sum(f[:m]) for m in range(33)], [m for m in range(33) for _ in range(f[m])]))
+    return out
+
+
+def _bytes2(data: bytes, shapes: list[tuple[int, ...]], kinds: list[str]) -> list[bytes]:
+    at = 4 + int.from_bytes(data[:4], "little")
+    planes: list[bytes] = []
+    words = iter(w for (w,) in struct.iter_unpack("<Q", zlib.decompress(data[4:at], -15)))
+    out = []
+    for shape, kind in zip(shapes, kinds, strict=True):
+        own = []
+        for _ in range(WIDTH[kind]):
+            word = next(words)
+            low = word & (1 << 62) - 1
+            if word >> 62 & 1:
+                plane = planes[low]
+            else:
+                part = data[at : at + low]
+                at += low
+                plane = zlib.decompress(part, -15) if word >> 63 else part
+            assert len(plane) == math.prod(shape)
+            planes.append(plane)
+            own.append(plane)
+        elements = [bytearray(element) for element in zip(*own, strict=True)]
+        if kind in ("F64", "F32", "F16", "BF16"):
+            for element in elements:
+                half = int.from_bytes(element[-2:], "little")
+                element[-2:] = (half >> 1 | (half & 1) << 15).to_bytes(2, "little")
+        out.append(b"".join(map(bytes, elements)))
+    return out
+
+
+READERS = {("ternary", 1): _ternary, ("trellis", 1): _trellis, ("bytes", 1): _bytes, ("bytes", 2): _bytes2}

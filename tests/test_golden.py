@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from paring.checkpoint import digest
+from paring.codecs import trellis
 from paring.kernels.ternary import reference
+from paring.kernels.trellis import tables
 from paring.manifest import DICTIONARY
 from paring.packed import open_source
 from tests import plain_decoder
@@ -67,6 +69,13 @@ def test_what_the_page_pins():
     assert hashlib.sha256(DICTIONARY).hexdigest() in page
     assert list(reference.DENSITIES) == plain_decoder.DENSITIES
     assert all(str(q) in page.split("```")[1].split() for q in reference.DENSITIES[1:])
+    levels = tables.coding_tables()[0][1:].astype("<u2")
+    assert hashlib.sha256(levels.tobytes()).hexdigest() in page
+    assert [*tables.RHO] == plain_decoder.RATIOS[1:]
+    assert " ".join(map(str, tables.RHO)) in page.replace("\n", " ")
+    for bits in tables.CHECKS:
+        steps = tables.next_states(bits)
+        assert (plain_decoder.H0[bits], plain_decoder.H1[bits]) == (steps[1, 0], steps[0, 1])
 
 
 def test_goldens_cover_the_format():
@@ -82,6 +91,15 @@ def test_goldens_cover_the_format():
             used |= {f"ones {spec.dtype}" for spec in held.specs if spec.ones}
             if held.codec == "ternary":
                 used |= {opened.planes(spec.name).layout for spec in held.specs if not spec.ones}
+            if held.codec == "trellis":
+                read = trellis._read(opened.payload(held), [spec.shape for spec in held.specs])
+                used |= {f"trellis {layout}" for layout in read.layouts}
+                used |= {f"trellis class {cls}" for cls in read.classes}
+                used |= {f"trellis bits {read.bits}", f"trellis blocks {len(read.states)}"}
     ones = {f"ones {dtype}" for dtype in ("F32", "F16", "BF16")}
     expected = {"ternary", "bytes", "as F16", "whole", "rows", "columns"} | ones
     assert expected | {"F64", "F32", "F16", "BF16", "I64", "U16", "BOOL"} <= used
+    levels = {f"trellis class {cls}" for cls in range(49)} | {f"trellis bits {bits}" for bits in (2, 5, 8)}
+    assert (
+        levels | {f"trellis {what}" for what in ("whole", "rows", "columns", "blocks 0", "blocks 2")} <= used
+    )

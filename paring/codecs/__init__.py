@@ -1,15 +1,24 @@
 """Codecs of packed files: one file each, with an ``ID`` and a ``VERSION``.
 
-A codec module has ``encode(items) -> bytes`` and ``decode(payload, shapes, dtypes, select, threads)``. Two
-versions of one codec decode each other's bytes only if they share the version number.
+A codec module has the type of its items (``ITEM``), ``encode(items) -> bytes``, ``decode(payload, shapes,
+dtypes, select, threads)``, ``values(item, dtype)`` (what an item decodes to), ``most_bytes(item)`` and
+``PACK``, the entry of what small tensors share. One that keeps equal tensors of a payload only once has
+``key(item)``, the same for those. A codec whose tensors are told by others of the file has
+``references(payload, shapes, select)`` as well, the numbers of those, and its ``decode`` takes them as
+``known``, by number; they stand earlier in the file. Two versions of one codec decode each other's bytes only
+if they share the version number.
 """
 
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import Any
+
+from paring.dtypes import Stored
 
 
 def find(codec: str, version: int) -> ModuleType | None:
@@ -19,6 +28,29 @@ def find(codec: str, version: int) -> ModuleType | None:
     imported by.
     """
     return _known().get((codec, version))
+
+
+def of(item: Any) -> ModuleType:
+    """The codec module whose items are of the type of ``item``, in the version that is written today."""
+    return max((m for m in _known().values() if type(item) is m.ITEM), key=lambda module: int(module.VERSION))
+
+
+def decode(
+    codec: ModuleType,
+    payload: bytes | memoryview,
+    shapes: Sequence[tuple[int, ...]],
+    dtypes: Sequence[str],
+    select: Sequence[int],
+    threads: int,
+    look: Callable[[Sequence[int]], Mapping[int, Stored]],
+) -> list[Stored]:
+    """The tensors ``select`` of a payload; ``look`` finds the tensors of the file that they are told by."""
+    if not hasattr(codec, "references"):
+        found: list[Stored] = codec.decode(payload, shapes, dtypes, select, threads)
+        return found
+    known = look(codec.references(payload, shapes, select))
+    told: list[Stored] = codec.decode(payload, shapes, dtypes, select, threads, known=known)
+    return told
 
 
 @cache

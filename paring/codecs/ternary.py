@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from paring.codecs import deflated
 from paring.dtypes import FLOATS, STORAGE, Stored, from_f32, itemsize, numel
 from paring.errors import BadFileError, BadValueError, UnsupportedError
 from paring.kernels.ternary.reference import BLOCK, Bytes
@@ -38,12 +39,13 @@ from paring.kernels.ternary.tensor import (
 
 ID = "ternary"
 VERSION = 1
+ITEM = Ternary
+PACK = "ternary"
 
-__all__ = ["ID", "LAYOUTS", "VERSION", "Layout", "Ternary", "decode", "encode", "from_floats", "from_trits",
-           "planes", "segments", "to_trits"]  # fmt: skip
+__all__ = ["ID", "ITEM", "LAYOUTS", "PACK", "VERSION", "Layout", "Ternary", "decode", "encode", "from_floats",
+           "from_trits", "most_bytes", "planes", "segments", "to_trits", "values"]  # fmt: skip
 
 _Ints = npt.NDArray[np.int64]
-_DEFLATE_MOST = 1032  # bytes that one byte of a deflate stream can stand for
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +75,23 @@ def _plan(parts: Sequence[tuple[int, int]]) -> _Plan:
     firsts = np.append(np.searchsorted(pieces, cuts), len(pieces) - 1)
     owner = np.searchsorted(begins, pieces[:-1], "right") - 1
     return _Plan(np.append(0, np.cumsum(counts)), begins, lengths, pieces, firsts, owner)
+
+
+def most_bytes(item: Ternary) -> int:
+    """More bytes than ``item`` takes: no coding takes more than two bits a parameter."""
+    return -(-numel(item.shape) // 4)
+
+
+def values(item: Ternary, dtype: str) -> npt.NDArray[np.float64]:
+    """The dense values, fp64, that ``item`` decodes to in ``dtype``."""
+    scale = from_f32(item.scale, dtype, "a scale")
+    wide = (scale.data if dtype == "F64" else scale.f32()).astype(np.float64)
+    trits = to_trits(item).astype(np.float64)
+    if item.layout == "rows":
+        return trits * wide.reshape(-1, *[1] * (trits.ndim - 1))
+    if item.layout == "columns":
+        return (trits.reshape(trits.shape[0], -1) * wide).reshape(trits.shape)
+    return trits * float(wide[0])
 
 
 def encode(items: Sequence[Ternary]) -> bytes:
@@ -143,7 +162,7 @@ def _read(payload: bytes | memoryview, shapes: Sequence[tuple[int, ...]]) -> _Re
     size = int.from_bytes(data[:4].tobytes(), "little")
     if len(data) < 4 or size > len(data) - 4:
         raise BadFileError("ternary data is cut short")
-    inflate = _inflater(data[4 : 4 + size].tobytes())
+    inflate = deflated.reader(data[4 : 4 + size].tobytes(), "ternary data")
     codes = inflate(len(shapes))
     if any(code >= len(LAYOUTS) for code in codes):
         raise BadFileError("ternary data has an unknown layout: it is damaged, or of a newer version")
@@ -152,7 +171,7 @@ def _read(payload: bytes | memoryview, shapes: Sequence[tuple[int, ...]]) -> _Re
         raise BadFileError("ternary data does not fit the shapes of its tensors")
     parts = [segments(shape, layout) for shape, layout in zip(shapes, layouts, strict=True)]
     blocks = -(-sum(count * -(-n // 8) for count, n in parts) // BLOCK)
-    if 4 * sum(count for count, _ in parts) > _DEFLATE_MOST * size or 2 * blocks > len(data) - 4 - size:
+    if 4 * sum(count for count, _ in parts) > deflated.MOST * size or 2 * blocks > len(data) - 4 - size:
         raise BadFileError("ternary data is too short for the shapes of its tensors")
     plan = _plan(parts)
     scales = np.frombuffer(inflate(4 * len(plan.lengths)), np.uint8).reshape(4, -1).T
@@ -164,24 +183,6 @@ def _read(payload: bytes | memoryview, shapes: Sequence[tuple[int, ...]]) -> _Re
     if starts[-1] != len(data) or (classes >= 64).any() or not np.isfinite(scale).all():
         raise BadFileError("ternary data is damaged")
     return _Read(layouts, plan, scale, classes, index, data, starts)
-
-
-def _inflater(deflated: bytes) -> Callable[[int], bytes]:
-    """Exactly the next so many bytes of a raw deflate stream at each call."""
-    stream, rest = zlib.decompressobj(-15), deflated
-
-    def take(size: int) -> bytes:
-        nonlocal rest
-        try:
-            out = stream.decompress(rest, size) if size else b""
-        except zlib.error as error:
-            raise BadFileError("ternary data has a damaged header") from error
-        rest = stream.unconsumed_tail if size else rest
-        if len(out) != size:
-            raise BadFileError("ternary data has too short a header")
-        return out
-
-    return take
 
 
 def _run(kernel: Callable[..., int], blocks: Iterable[int], threads: int, before: Any, after: Any) -> None:

@@ -1,0 +1,58 @@
+"""Pictures of benchmark tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+#: what is drawn: the rows of :mod:`benchmarks.adapters`, as JSON has them
+Rows = Sequence[Mapping[str, Any]]
+
+
+def gain_and_error(rows: Rows, file: Path) -> None:
+    """The gain that is kept, and the error, against the size; one line a method, a point where it has one
+    size of its own.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for name in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == name and _ratio(row) > 1]
+        if not mine:
+            continue
+        mine.sort(key=_ratio)
+        sizes = [_ratio(row) for row in mine]
+        style = {"marker": "o", "markersize": 4, "linewidth": 1.6, "label": name}
+        kept = [row["kept"]["accuracy"] for row in mine]
+        errors = [row["kept"]["accuracy_se"] for row in mine]
+        (line,) = axes[0].plot(sizes, kept, **style)
+        low, high = ([k + sign * e for k, e in zip(kept, errors, strict=True)] for sign in (-1, 1))
+        axes[0].fill_between(sizes, low, high, color=line.get_color(), alpha=0.1, linewidth=0)
+        axes[1].plot(sizes, [_mean(row["error"]) for row in mine], color=line.get_color(), **style)
+    for axis, title in zip(
+        axes, ("share of the accuracy gain kept", "relative error of the update"), strict=True
+    ):
+        axis.set_xscale("log", base=2)
+        ticks = [4, 8, 16, 32, 64, 100]
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.set_xlabel("times smaller than fp16")
+        axis.set_title(title, fontsize=11)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].axhline(1, color="0.6", linewidth=0.8)
+    axes[1].legend(frameon=False, fontsize=9)
+    figure.savefig(file, dpi=150)
+    pyplot.close(figure)
+
+
+def _ratio(row: Mapping[str, Any]) -> float:
+    return _mean(row["ratio_fp16"])
+
+
+def _mean(by_task: Mapping[str, float | None]) -> float:
+    values = [value for value in by_task.values() if value is not None]
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,7 @@
+"""Trellis-coded quantisation and its entropy coder: a few tenths of a bit to 8 bits a value, within some
+percent of what no code can pass.
+
+``reference.py`` is the specification, ``tables.py`` the numbers that files depend on, ``cpu.py`` the search
+and ``coder.py`` the coder in numba. ``tensor.py`` has whole tensors. There is no torch version: search and
+coder are sequential along a segment, and segments run in parallel threads.
+"""
