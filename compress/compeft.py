@@ -36,6 +36,7 @@ PAPER = {"basis": "trained", "scope": "global", "alpha": 1.0}
     sees="modules",
     reference="Yadav, Choshen, Raffel, Bansal: ComPEFT, arXiv:2311.13171, algorithm 1",
     presets={"paper": PAPER},
+    fixes=("density",),
 )
 def compeft(
     modules: Sequence[Factors],

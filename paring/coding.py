@@ -14,8 +14,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from paring import lowrank
-from paring.codecs.ternary import Ternary, to_trits
+from paring import codecs, lowrank
+from paring.codecs.ternary import Ternary
+from paring.codecs.trellis import Levels
 from paring.dtypes import Stored, from_f32
 
 F32 = npt.NDArray[np.float32]
@@ -27,7 +28,7 @@ class Factors:
 
     An (IA)^3 vector l is a module whose delta is ``l - 1``: A ``(1, n)`` holds it, ``b`` is None and B is
     ``[[1]]``. ``scale`` multiplies the product. ``dtypes`` and ``shapes`` are those of the stored tensors a,
-    b.
+    b. A module that is ``needed`` cannot be left out of a file.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Factors:
     scale: float
     dtypes: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    needed: bool = False
 
     @property
     def numel(self) -> int:
@@ -45,17 +47,27 @@ class Factors:
         return self.A.size + (self.B.size if self.b else 0)
 
 
+#: a tensor as a codec takes it
+Item = Ternary | Levels | Stored
+
+
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """A coding: tensor name -> ternary tensor of the stored tensor's shape."""
+    """A coding: tensor name -> item of a codec, of the shape that the tensor will have.
 
-    tensors: Mapping[str, Ternary]
+    A module may have fewer ranks than in the source, or be left out; the file then says so (:mod:`.imaging`).
+    A :class:`Stored` item is the tensor itself, in the dtype that it will have; those of codecs decode to the
+    source's.
+    """
+
+    tensors: Mapping[str, Item]
 
 
 class Family(Protocol):
     """Codings on one dial, ``0 <= dial < dials``: larger dials take more bytes and lose less, nearly.
 
-    From the first of ``turns`` on, larger dials take fewer bytes, from the second more again, and so on.
+    From the first of ``turns`` on, larger dials take fewer bytes, from the second more again, and so on. A
+    family may have ``sketch(dial)``: nearly the bytes and the error of that coding, found without coding.
     """
 
     dials: int
@@ -80,36 +92,48 @@ class Loss:
         return (self.lost / self.energy) ** 0.5 if self.energy else 0.0
 
 
-def values(item: Ternary, dtype: str) -> npt.NDArray[np.float64]:
-    """The dense values, fp64, that ``item`` decodes to in ``dtype``."""
-    scale = from_f32(item.scale, dtype, "a scale")
-    wide = (scale.data if dtype == "F64" else scale.f32()).astype(np.float64)
-    trits = to_trits(item).astype(np.float64)
-    if item.layout == "rows":
-        return trits * wide.reshape(-1, *[1] * (trits.ndim - 1))
-    if item.layout == "columns":
-        return (trits.reshape(trits.shape[0], -1) * wide).reshape(trits.shape)
-    return trits * float(wide[0])
+def loss_of(factors: Factors, a: Item | None, b: Item | None) -> Loss:
+    """The loss of a module whose tensors are coded as ``a`` and ``b``; ``O((in + out) r^2)``, in fp64.
 
-
-def loss_of(factors: Factors, a: Ternary, b: Ternary | None) -> Loss:
-    """The loss of a module whose tensors are coded as ``a`` and ``b``; ``O((in + out) r^2)``, in fp64."""
+    Without ``a`` the module is left out, and all of it is lost.
+    """
+    if a is None:
+        return _all_of(factors)
     if b is not None:
-        A = values(a, factors.dtypes[0]).reshape(factors.A.shape)
-        return _loss(factors, A, values(b, factors.dtypes[1]).reshape(factors.B.shape))
+        A = _values(a, factors.dtypes[0]).reshape(-1, factors.A.shape[1])
+        B = _values(b, factors.dtypes[1]).reshape(len(factors.B), -1)
+        return _loss(factors, A, B)
+    if isinstance(a, Stored):  # the vector itself
+        return _loss(factors, (a.f32() - np.float32(1)).reshape(factors.A.shape), factors.B)
     # 1 + value is what gets rounded to the stored dtype
-    vector = from_f32(values(a, "F64") + 1.0, factors.dtypes[0], factors.a).f32() - np.float32(1)
+    vector = from_f32(codecs.of(a).values(a, "F64") + 1.0, factors.dtypes[0], factors.a).f32() - np.float32(1)
     return _loss(factors, vector.reshape(factors.A.shape), factors.B)
 
 
 def measured(modules: Sequence[Factors], tensors: Mapping[str, Stored]) -> list[Loss]:
-    """The same of decoded tensors, however they were coded."""
+    """The same of decoded tensors, however they were coded; modules that are not there lost all."""
     out = []
     for factors in modules:
-        A = tensors[factors.a].f32().reshape(factors.A.shape)
-        B = tensors[factors.b].f32().reshape(factors.B.shape) if factors.b else factors.B
+        if factors.a not in tensors:
+            out.append(_all_of(factors))
+            continue
+        A = tensors[factors.a].f32().reshape(-1, factors.A.shape[1])
+        B = tensors[factors.b].f32().reshape(len(factors.B), -1) if factors.b else factors.B
         out.append(_loss(factors, A if factors.b else A - np.float32(1), B))
     return out
+
+
+def _values(item: Item, dtype: str) -> npt.NDArray[np.float64]:
+    """What ``item`` decodes to: in ``dtype``, or a stored tensor in its own."""
+    found: npt.NDArray[np.float64] = codecs.of(item).values(
+        item, item.dtype if isinstance(item, Stored) else dtype
+    )
+    return found
+
+
+def _all_of(factors: Factors) -> Loss:
+    energy = factors.scale**2 * lowrank.energy(factors.A, factors.B)
+    return Loss(energy, energy, 0)
 
 
 def _loss(factors: Factors, A: lowrank.Floats, B: lowrank.Floats) -> Loss:

@@ -15,15 +15,18 @@ from typing import Any
 
 import numpy as np
 
+from paring import adapters
+from paring.adapters.ranks import needed as needed_ranks
+from paring.adapters.view import Adapter
 from paring.budget import Dials, Trial, refuse
 from paring.checkpoint import digest, digest_sorted, open_checkpoint
-from paring.codecs import ternary
 from paring.coding import Coded, Factors, Loss, loss_of, measured, total_error
 from paring.dtypes import Stored, first_nonfinite, from_f32
 from paring.errors import BadFileError, BadValueError, BudgetError
 from paring.factors import factor_names, read_factors
+from paring.imaging import Builder, bits, rank_of
 from paring.packed import open_packed
-from paring.packing import Image, Payload, Spec, stored_payloads, ternary_payloads
+from paring.packing import Image, Payload, Spec
 from paring.plan import CompressPlan, is_scalar
 from paring.report import CarriedReport, ModuleReport, Report, peak_rss_bytes
 
@@ -37,12 +40,14 @@ def run(plan: CompressPlan, *, dry_run: bool = False) -> Report:
     """
     started = time.perf_counter()
     _log.info("reading %s tensors", f"{len(plan.source.tensors):,}")
-    modules, source_digest = _read(plan)
+    modules, whole, source_digest = _read(plan)
     carried, rounded = _carried(plan)
-    facts = _facts(plan, source_digest, rounded)
-    found, coded, image = _solve(plan, modules, carried, facts)
+    builder = Builder(plan, modules, carried, _facts(plan, source_digest, rounded))
+    found, coded, image = _solve(plan, whole if plan.whole else modules, builder)
     if not dry_run:
         decoded = digest(image.decoded())
+        if plan.whole and decoded != source_digest:
+            raise BadFileError(f"{plan.output} would not decode to {plan.source.path}: please report this")
         image.write(
             plan.output,
             decoded,
@@ -64,9 +69,9 @@ def run(plan: CompressPlan, *, dry_run: bool = False) -> Report:
         modules=_module_reports(modules, found, coded),
         carried=[
             CarriedReport(tensor.name, tensor.nbytes, tensor.why, rounded.get(tensor.name))
-            for tensor in plan.adapter.carried
+            for tensor in (() if plan.whole else plan.adapter.carried)
         ],
-        warnings=_warnings(plan, modules, found),
+        warnings=_warnings(plan, modules, found, coded),
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
         device=plan.device,
@@ -74,8 +79,10 @@ def run(plan: CompressPlan, *, dry_run: bool = False) -> Report:
     )
 
 
-def _read(plan: CompressPlan) -> tuple[list[Factors], str]:
-    """All factors in fp32, and the canonical digest of the source; NaN and infinity are refused by name."""
+def _read(plan: CompressPlan) -> tuple[list[Factors], dict[str, Stored], str]:
+    """All factors in fp32, or for a method that takes them so all tensors as stored; and the canonical digest
+    of the source. NaN and infinity are refused by name.
+    """
     parts: dict[str, Stored] = {}
     wanted = factor_names(plan.adapter)
 
@@ -87,18 +94,27 @@ def _read(plan: CompressPlan) -> tuple[list[Factors], str]:
                     f"{plan.source.path}: {name} holds NaN or infinity (first at flat index {at}): "
                     "this adapter is broken, get or train it again"
                 )
-            if name in wanted:
+            if plan.whole:
+                parts[name] = stored
+            elif name in wanted:
                 if stored.dtype == "F64" and not np.isfinite(stored.f32()).all():
                     raise BadValueError(f"{plan.source.path}: {name} holds a value too large for fp32")
                 parts[name] = stored
             yield name, stored
 
     found = digest_sorted(visit())
-    return read_factors(plan.adapter, parts), found
+    if plan.whole:
+        return [], parts, found
+    modules, scale = read_factors(plan.adapter, parts), plan.options.get("adapter_scale")
+    needed = needed_ranks(plan.adapter)
+    return [
+        replace(f, needed=f.name in needed, scale=f.scale if scale is None or f.b is None else scale)
+        for f in modules
+    ], {}, found  # fmt: skip
 
 
-def _carried(plan: CompressPlan) -> tuple[list[Payload], dict[str, float]]:
-    """The payloads of the tensors that are not factors, and the relative error of those that were rounded."""
+def _carried(plan: CompressPlan) -> tuple[list[tuple[Spec, Stored]], dict[str, float]]:
+    """The tensors that are not factors, as kept, and the relative error of those that were rounded."""
     items = []
     errors = {}
     for tensor in plan.carried:
@@ -112,21 +128,22 @@ def _carried(plan: CompressPlan) -> tuple[list[Payload], dict[str, float]]:
             energy = float((wide**2).sum())
             errors[tensor.name] = (float(((wide - kept.data) ** 2).sum()) / energy) ** 0.5 if energy else 0.0
         items.append((Spec(tensor.name, stored.dtype, stored.shape, "F16" if narrow else None), kept))
-    return stored_payloads(items), errors
+    return items, errors
 
 
 def _solve(
-    plan: CompressPlan, modules: Sequence[Factors], carried: Sequence[Payload], facts: dict[str, Any]
+    plan: CompressPlan, seen: Sequence[Factors] | Mapping[str, Stored], builder: Builder
 ) -> tuple[list[Loss], Coded, Image]:
     """The coding that meets the budget, what it loses, and the file that it makes."""
     _log.info("loading kernels (compiled once, on first use)")
-    family = plan.method.function(modules, plan.threads, plan.device, **plan.options)
+    family = plan.method.function(seen, plan.threads, plan.device, **plan.options)
+    modules = builder.modules
     loss = lru_cache(maxsize=2 * len(modules))(loss_of)
 
     def build(dial: int) -> tuple[list[Loss], Coded, Image]:
         coded = family.encode(dial)
-        found = [loss(f, coded.tensors[f.a], coded.tensors[f.b] if f.b else None) for f in modules]
-        return found, coded, Image([*_payloads(modules, coded), *carried], {**facts, **_told(modules, found)})
+        found = [loss(f, coded.tensors.get(f.a), coded.tensors.get(f.b) if f.b else None) for f in modules]
+        return found, coded, builder.image(coded, found)
 
     @cache  # of the figures only: codings of large adapters are not kept
     def trial(dial: int) -> Trial:
@@ -136,20 +153,29 @@ def _solve(
         return tried
 
     if family.fixed is not None:
+        if plan.asked and not _met(plan, trial(family.fixed)):
+            raise _refusal(plan, trial(family.fixed), builder.fixed)
         return build(family.fixed)
     dials = Dials.of(trial, family)
     most = plan.most_bytes
     best = dials.for_error(plan.budget.error or 0.0) if most is None else dials.for_size(most)
     if best is None:
-        raise _refusal(plan, dials, carried)
+        raise _refusal(plan, dials.least_error() if most is None else dials.trial(0), builder.fixed)
     return build(best.dial)
 
 
-def _refusal(plan: CompressPlan, dials: Dials, carried: Sequence[Payload]) -> BudgetError:
+def _met(plan: CompressPlan, tried: Trial) -> bool:
+    """Whether ``tried`` meets the budget."""
+    most = plan.most_bytes
+    return tried.error <= (plan.budget.error or 0.0) if most is None else tried.nbytes <= most
+
+
+def _refusal(plan: CompressPlan, best: Trial, carried: Sequence[Payload]) -> BudgetError:
+    """Why the budget cannot be met: ``best`` is the smallest trial, or the one that loses least."""
     if plan.most_bytes is None:
         blocked = f" by method {plan.method.name} with these options"
-        return refuse(plan.budget, dials.least_error(), plan.source.nbytes, plan.elements, blocked)
-    smallest = dials.trial(0)
+        return refuse(plan.budget, best, plan.source.nbytes, plan.elements, blocked)
+    smallest = best
     weight = sum(len(payload.data) for payload in carried)
     blocked = f": the smallest file takes {smallest.nbytes} bytes"
     if weight > smallest.nbytes // 4:
@@ -163,15 +189,6 @@ def _refusal(plan: CompressPlan, dials: Dials, carried: Sequence[Payload]) -> Bu
     return refuse(plan.budget, best, plan.source.nbytes, plan.elements, blocked)
 
 
-def _payloads(modules: Sequence[Factors], coded: Coded) -> list[Payload]:
-    items = []
-    for factors in modules:
-        names = (factors.a,) if factors.b is None else (factors.a, factors.b)
-        for name, dtype, shape in zip(names, factors.dtypes, factors.shapes, strict=True):
-            items.append((Spec(name, dtype, shape, ones=factors.b is None), coded.tensors[name]))
-    return ternary_payloads(items)
-
-
 def _facts(plan: CompressPlan, source_digest: str, rounded: Mapping[str, float]) -> dict[str, Any]:
     """What the manifest tells beside the tensors and losses; what is empty is left out."""
     facts = plan.facts(source_digest)
@@ -179,20 +196,11 @@ def _facts(plan: CompressPlan, source_digest: str, rounded: Mapping[str, float])
     return {**facts, "rounded": errors} if errors else facts
 
 
-def _told(modules: Sequence[Factors], found: Sequence[Loss]) -> dict[str, Any]:
-    """Losses as the manifest tells them: relative errors to four places, counts exact, modules by name."""
-    pairs = sorted(zip(modules, found, strict=True), key=lambda pair: pair[0].name)
-    errors = [round(loss.error * 10_000) for _, loss in pairs]
-    return {
-        "error": round(total_error(found), 6),
-        "modules": {"error": errors, "nonzero": [loss.nonzero for _, loss in pairs]},
-    }
-
-
 def _recheck(path: Path, expected: str, modules: Sequence[Factors], found: Sequence[Loss]) -> None:
     """Read the complete file again: the same tensors, and the loss that will be reported."""
     with open_checkpoint(path) as container:
-        tensors = dict(open_packed(container).read_all())
+        packed = open_packed(container)
+        tensors = dict(packed.read_all())
         if digest(tensors.items()) != expected:
             raise BadFileError(f"{path}: what was written does not read back the same; is the disk sound?")
         again = total_error(measured(modules, tensors))
@@ -200,28 +208,47 @@ def _recheck(path: Path, expected: str, modules: Sequence[Factors], found: Seque
             raise BadFileError(
                 f"{path}: decodes to an error of {again:g}, not {total_error(found):g}: please report this"
             )
+        if modules:
+            _recheck_scales(adapters.read(packed), modules)
+
+
+def _recheck_scales(view: Adapter, modules: Sequence[Factors]) -> None:
+    """What the file says beside its factors makes the modules mean what was measured."""
+    view.refuse_problems()
+    scales = {module.a: module.scale for module in view.modules}
+    for factors in modules:
+        if factors.b and factors.a in view.checkpoint:
+            told = scales.get(factors.a, float("nan"))
+            if not abs(told - factors.scale) <= 1e-6 * abs(factors.scale):
+                raise BadFileError(
+                    f"{view.checkpoint.path}: says a scale of {told:g} for module {factors.name}, not "
+                    f"{factors.scale:g}: please report this"
+                )
 
 
 def _module_reports(modules: Sequence[Factors], found: Sequence[Loss], coded: Coded) -> list[ModuleReport]:
     out = []
     for factors, loss in zip(modules, found, strict=True):
-        items = [coded.tensors[name] for name in (factors.a, factors.b) if name]
-        bits = 8 * len(ternary.encode(items)) / factors.numel
         shape = (factors.B.shape[0], factors.A.shape[1])
-        rank = len(factors.A) if factors.b else None
-        out.append(ModuleReport(factors.name, shape, rank, loss.nonzero / factors.numel, bits, loss.error))
+        rank = rank_of(factors, coded) if factors.b else None
+        share = loss.nonzero / factors.numel
+        out.append(ModuleReport(factors.name, shape, rank, share, bits(factors, coded), loss.error))
     return out
 
 
-def _warnings(plan: CompressPlan, modules: Sequence[Factors], found: Sequence[Loss]) -> list[str]:
+def _warnings(
+    plan: CompressPlan, modules: Sequence[Factors], found: Sequence[Loss], coded: Coded
+) -> list[str]:
     out = []
-    if not sum(loss.energy for loss in found):
+    if modules and not sum(loss.energy for loss in found):
         out.append("this adapter changes nothing: every update is zero")
     emptied = [
         factors.name
         for factors, loss in zip(modules, found, strict=True)
-        if loss.energy and loss.lost >= loss.energy * (1 - 1e-9)
+        if factors.a in coded.tensors and loss.energy and loss.lost >= loss.energy * (1 - 1e-9)
     ]
+    if left_out := [factors.name for factors in modules if factors.a not in coded.tensors]:
+        out.append(f"{len(left_out)} of {len(modules)} modules are left out, {left_out[0]} among them")
     if emptied:
         out.append(
             f"{len(emptied)} of {len(modules)} modules decode to the base model's weights, "

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from paring import codecs, manifest
-from paring.codecs import stored, ternary
-from paring.codecs.ternary import Ternary
-from paring.dtypes import Stored, from_f32, numel
+from paring.dtypes import Stored, from_f32
 from paring.safetensors_io import header_bytes, write_safetensors
 
 FORMAT, VERSION = "paring", "1"
@@ -75,34 +74,36 @@ class Payload:
         return zlib.crc32(self.data)
 
 
-def ternary_payloads(items: Sequence[tuple[Spec, Ternary]]) -> list[Payload]:
-    """Payloads of ternary tensors."""
-    alone, together = [], []
+def payloads(items: Sequence[tuple[Spec, Any]]) -> list[Payload]:
+    """Payloads of tensors: of each codec's items one that they share, and one each for the large ones.
+
+    Large tensors that are alike share theirs, where their codec keeps such only once.
+    """
+    shared: dict[ModuleType, list[tuple[Spec, Any]]] = {}
+    large: dict[Hashable, list[tuple[Spec, Any]]] = {}
     for spec, item in items:
-        # no ternary coding takes more than two bits a parameter: smaller tensors cannot reach the limit
-        data = ternary.encode([item]) if numel(spec.shape) >= OWN_PAYLOAD * 4 else b""
-        if len(data) >= OWN_PAYLOAD:
-            alone.append(Payload(spec.name, ternary.ID, ternary.VERSION, data, (spec,)))
+        codec = codecs.of(item)
+        if codec.most_bytes(item) < OWN_PAYLOAD:
+            shared.setdefault(codec, []).append((spec, item))
         else:
-            together.append((spec, item))
-    specs = tuple(spec for spec, _ in together)
-    data = ternary.encode([item for _, item in together])
-    pack = [Payload("ternary", ternary.ID, ternary.VERSION, data, specs)] if specs else []
-    return pack + alone
-
-
-def stored_payloads(items: Sequence[tuple[Spec, Stored]]) -> list[Payload]:
-    """Payloads of tensors kept bit for bit."""
-    small = [(spec, item) for spec, item in items if item.nbytes < OWN_PAYLOAD]
-    specs = tuple(spec for spec, _ in small)
-    data = stored.encode([item for _, item in small])
-    pack = [Payload("carried", stored.ID, stored.VERSION, data, specs)] if specs else []
-    alone = [
-        Payload(spec.name, stored.ID, stored.VERSION, stored.encode([item]), (spec,))
-        for spec, item in items
-        if item.nbytes >= OWN_PAYLOAD
-    ]
-    return pack + alone
+            large.setdefault(codec.key(item) if hasattr(codec, "key") else id(item), []).append((spec, item))
+    alone = []
+    for alike in large.values():
+        codec = codecs.of(alike[0][1])
+        data = codec.encode([item for _, item in alike])
+        if len(data) >= OWN_PAYLOAD:
+            specs = tuple(spec for spec, _ in alike)
+            alone.append(Payload(specs[0].name, codec.ID, codec.VERSION, data, specs))
+        else:
+            shared.setdefault(codec, []).extend(alike)
+    packs = [
+        Payload(
+            codec.PACK, codec.ID, codec.VERSION, codec.encode([item for _, item in small]),
+            tuple(spec for spec, _ in small),
+        )
+        for codec, small in shared.items()
+    ]  # fmt: skip
+    return packs + alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,12 +169,17 @@ class Image:
 
     def decoded(self) -> list[tuple[str, Stored]]:
         """The tensors as a reader will decode them, in memory."""
-        out = []
+        out: list[tuple[str, Stored]] = []
+
+        def look(numbers: Sequence[int]) -> dict[int, Stored]:
+            return {number: out[number][1] for number in numbers}
+
         for payload in self.payloads:
             codec = codecs.find(payload.codec, payload.version)
             assert codec is not None, "wrote with a codec that cannot be found"
             dtypes = [spec.payload_dtype for spec in payload.specs]
-            parts = codec.decode(payload.data, [spec.shape for spec in payload.specs], dtypes)
+            shapes = [spec.shape for spec in payload.specs]
+            parts = codecs.decode(codec, payload.data, shapes, dtypes, range(len(shapes)), 1, look)
             out += [(spec.name, spec.finish(part)) for spec, part in zip(payload.specs, parts, strict=True)]
         return out
 

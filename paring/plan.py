@@ -7,6 +7,7 @@ whatever can be refused by then.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -48,10 +49,20 @@ class CompressPlan:
 
     @property
     def most_bytes(self) -> int | None:
-        """The largest packed file that the budget allows, None for an error budget or a density."""
-        if self.options.get("density") is not None:
+        """The largest packed file that the budget allows, None for an error budget or a fixed coding."""
+        if fixing(self.method, self.options) is not None or (self.whole and not self.asked):
             return None
         return self.budget.most_bytes(self.source.nbytes, self.elements)
+
+    @property
+    def asked(self) -> bool:
+        """Whether the budget is one that somebody asked for, not the default."""
+        return any(value is not None for value in self.budget.recipe().values())
+
+    @property
+    def whole(self) -> bool:
+        """Whether the method takes every tensor as stored: then nothing is carried beside it."""
+        return self.method.sees == "weights"
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -78,12 +89,14 @@ class CompressPlan:
     def dropped(self) -> tuple[Carried, ...]:
         """The tensors that are not factors, and are left out: never a scalar, which may be a module's
         alpha."""
-        carried = self.adapter.carried if self.carry == "drop" else ()
+        carried = self.adapter.carried if self.carry == "drop" and not self.whole else ()
         return tuple(tensor for tensor in carried if not is_scalar(self.source, tensor))
 
     @property
     def carried(self) -> tuple[Carried, ...]:
         """The tensors that are not factors, and stay in the file."""
+        if self.whole:
+            return ()
         dropped = {tensor.name for tensor in self.dropped}
         return tuple(tensor for tensor in self.adapter.carried if tensor.name not in dropped)
 
@@ -108,8 +121,13 @@ def plan_compress(
     parsed = chosen.parse(options)
     if carry not in get_args(Carry):
         raise OptionError(f"--carry {carry}: expected {', '.join(get_args(Carry))}")
-    if parsed.get("density") is not None and any(value is not None for value in budget.recipe().values()):
-        raise OptionError(f"--density fixes what is kept, {budget} asks to have it solved: give one of them")
+    if (own := fixing(chosen, parsed)) is not None and any(
+        value is not None for value in budget.recipe().values()
+    ):
+        flag = "--" + own.replace("_", "-")
+        raise OptionError(f"{flag} fixes what is kept, {budget} asks to have it solved: give one of them")
+    if chosen.sees == "weights" and carry != "lossless":
+        raise OptionError(f"--carry {carry}: method {method} keeps every tensor itself; leave it out")
     threads, device = thread_count(threads), pick(device)
     source = Path(source)
     checkpoint = open_source(source)
@@ -120,15 +138,21 @@ def plan_compress(
     atomic.refuse_existing(target, overwrite)
     refuse_sealed(target)
     adapter = adapters.read(checkpoint)
-    adapter.refuse_problems()
-    if not adapter.modules and not adapter.vectors:
+    if chosen.sees != "weights":
+        adapter.refuse_problems()
+    if not (checkpoint.tensors if chosen.sees == "weights" else (*adapter.modules, *adapter.vectors)):
         raise UnsupportedError(_nothing(adapter))
     plan = CompressPlan(
         checkpoint, adapter, chosen, parsed, budget, cast("Carry", carry), target, overwrite, threads, device
     )  # fmt: skip
     manifest.check(plan.facts(""), f"{source}: what a packed file tells of it")
-    atomic.check_room(target, plan.most_bytes or checkpoint.nbytes // 4)
+    atomic.check_room(target, plan.most_bytes or checkpoint.nbytes // (1 if plan.whole else 4))
     return plan
+
+
+def fixing(method: Method, options: Mapping[str, Any]) -> str | None:
+    """The option that says by itself how much is kept, or None."""
+    return next((name for name in method.fixes if options.get(name) is not None), None)
 
 
 def is_scalar(source: Checkpoint, tensor: Carried) -> bool:

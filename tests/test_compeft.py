@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from paring import lowrank
-from paring.codecs.ternary import encode
-from paring.coding import Factors, loss_of, total_error, values
+from paring.codecs.ternary import encode, values
+from paring.coding import Factors, loss_of, total_error
 from paring.compress import _ternary
 from paring.errors import OptionError
 from paring.registry import load

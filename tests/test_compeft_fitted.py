@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from paring.coding import Factors, loss_of, total_error, values
+from paring.codecs.ternary import values
+from paring.coding import Factors, loss_of, total_error
 from paring.kernels.semidiscrete import SIDE_BITS, reference
 from paring.lowrank import balanced, energy
 from paring.registry import load

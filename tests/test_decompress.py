@@ -11,7 +11,7 @@ from paring.checkpoint import digest, open_checkpoint, write_safetensors
 from paring.codecs.ternary import from_trits
 from paring.dtypes import Stored
 from paring.errors import BadFileError, OutputError
-from paring.packing import Image, Spec, stored_payloads, ternary_payloads
+from paring.packing import Image, Spec, payloads
 from tests.helpers import names
 from tests.make_golden import LORA, kohya
 
@@ -24,8 +24,8 @@ def packed(tmp_path):
 
 def write(path, facts, recorded=None):
     trits = np.random.default_rng(0).integers(-1, 2, (20, 30), np.int8)
-    coded = ternary_payloads([(Spec("w", "F32", trits.shape), from_trits(trits, 0.3))])
-    kept = stored_payloads([(Spec("n", "I64", (4,)), Stored("I64", np.arange(4)))])
+    coded = payloads([(Spec("w", "F32", trits.shape), from_trits(trits, 0.3))])
+    kept = payloads([(Spec("n", "I64", (4,)), Stored("I64", np.arange(4)))])
     image = Image([*coded, *kept], facts)
     image.write(path, recorded or digest(image.decoded()), lambda _: None)
     return path

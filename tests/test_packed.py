@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from paring import codecs, manifest, packed, packing
 from paring.api import compress, inspect, verify
 from paring.checkpoint import digest, open_checkpoint, write_safetensors
-from paring.codecs import stored, ternary
+from paring.codecs import planes, stored, ternary
 from paring.codecs.ternary import from_trits, segments
 from paring.dtypes import STORAGE, Stored, from_bytes, from_f32, itemsize, numel
 from paring.errors import BadFileError, BadValueError, ParingError, UnsupportedError
 from paring.packed import Packed, open_source
-from paring.packing import OWN_PAYLOAD, Image, Payload, Spec, padded, stored_payloads, ternary_payloads
+from paring.packing import OWN_PAYLOAD, Image, Payload, Spec, padded, payloads
 from tests.make_golden import lora
 
 ADAPTERS = Path(__file__).parents[1] / "fixtures" / "adapters"
@@ -76,7 +76,7 @@ def image_of(drawn, facts):
                     (wide * scale.astype(np.float64)).reshape(shape) if numel(shape) else trits.astype(float)
                 )
             expected[name] = from_f32(values + (1.0 if kind == "ones" else 0.0), dtype)
-    return Image([*ternary_payloads(coded), *stored_payloads(kept)], facts), expected
+    return Image([*payloads(coded), *payloads(kept)], facts), expected
 
 
 def write(image, path):
@@ -120,8 +120,8 @@ def test_large_codings_get_payloads_of_their_own(folder):
     big = from_trits(rng.integers(-1, 2, (600, 600), np.int8), 0.5)
     small = from_trits(rng.integers(-1, 2, (6, 6), np.int8), 0.5)
     wide = Stored("U8", rng.integers(0, 256, OWN_PAYLOAD, np.uint8))
-    coded = ternary_payloads([(Spec("manifest", "F32", (600, 600)), big), (Spec("s", "F32", (6, 6)), small)])
-    image = Image([*coded, *stored_payloads([(Spec("__metadata__", "U8", wide.shape), wide)])], {})
+    coded = payloads([(Spec("manifest", "F32", (600, 600)), big), (Spec("s", "F32", (6, 6)), small)])
+    image = Image([*coded, *payloads([(Spec("__metadata__", "U8", wide.shape), wide)])], {})
     opened = write(image, folder / "big.safetensors")
     assert [held.entry for held in opened.payloads] == ["ternary", "manifest_", "__metadata___"]
     assert opened.read("__metadata__").tobytes() == wide.tobytes()
@@ -146,7 +146,7 @@ def many(count=40):
         for i in range(count)
     ]
     kept = [(Spec(f"{i}.b", "I32", (3,)), Stored("I32", np.full(3, i, np.int32))) for i in range(count)]
-    image = Image([*ternary_payloads(coded), *stored_payloads(kept)], {})
+    image = Image([*payloads(coded), *payloads(kept)], {})
     return image, [f"{i}.{kind}" for i in range(count) for kind in "ab"]
 
 
@@ -161,7 +161,7 @@ def test_reading_name_by_name_decodes_a_payload_once(folder, monkeypatch):
     image, names = many()
     opened = write(image, folder / "many.safetensors")
     expected = {name: plain(tensor) for name, tensor in opened.read_all()}
-    decoded = [count_calls(monkeypatch, codec, "decode") for codec in (ternary, stored)]
+    decoded = [count_calls(monkeypatch, codec, "decode") for codec in (ternary, planes)]
     for name in names:
         found = opened.read(name)
         assert plain(found) == expected[name]
@@ -179,7 +179,7 @@ def test_a_large_payload_is_decoded_in_batches_and_checked_once(folder, monkeypa
     monkeypatch.setattr(packed, "_BATCH", 10 * 50 * 9 * 4)
     opened = write(image, folder / "many.safetensors")
     expected = {name: plain(tensor) for name, tensor in image.decoded()}
-    decoded = [count_calls(monkeypatch, codec, "decode") for codec in (ternary, stored)]
+    decoded = [count_calls(monkeypatch, codec, "decode") for codec in (ternary, planes)]
     checked = count_calls(monkeypatch, packed.zlib, "crc32")
     assert {name: plain(opened.read(name)) for name in names} == expected
     assert [len(calls) for calls in decoded] == [4, 1]
@@ -199,7 +199,7 @@ def test_several_threads_read_the_same(folder):
 
 def test_a_budget_reads_carried_payloads_once(monkeypatch):
     kept = [(Spec("x", "U8", (OWN_PAYLOAD + 1,)), Stored("U8", np.zeros(OWN_PAYLOAD + 1, np.uint8)))]
-    carried = stored_payloads(kept)
+    carried = payloads(kept)
     monkeypatch.setattr(Image, "entries", None)
     checked = count_calls(monkeypatch, packing.zlib, "crc32")
     assert len({Image(carried, {"error": trial / 8}).nbytes for trial in range(8)}) >= 1
@@ -231,7 +231,7 @@ def sample(folder):
     items = [(spec, from_trits(np.ones(spec.shape, np.int8), 0.5)) for spec in SPECS]
     kept = [(Spec("c", "I32", (3,)), Stored("I32", np.arange(3, dtype=np.int32)))]
     path = folder / "sample.safetensors"
-    image = Image([*ternary_payloads(items), *stored_payloads(kept)], {"tool": "t"})
+    image = Image([*payloads(items), *payloads(kept)], {"tool": "t"})
     opened = write(image, path)
     return path, json.loads(json.dumps(dict(opened.facts))), dict(image.entries())
 
@@ -463,7 +463,7 @@ def test_shapes_that_do_not_fit_a_payload_are_refused(folder):
 
 
 def test_a_scale_too_large_for_its_dtype_is_refused(folder):
-    image = Image(ternary_payloads([(Spec("a", "F32", (4,)), from_trits(np.ones(4, np.int8), 1e6))]), {})
+    image = Image(payloads([(Spec("a", "F32", (4,)), from_trits(np.ones(4, np.int8), 1e6))]), {})
     path = folder / "wide.safetensors"
     opened = write(image, path)
     facts = {**opened.facts, "specs": [["F16", [4]]]}

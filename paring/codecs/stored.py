@@ -16,16 +16,30 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from paring.dtypes import Array, Stored, from_bytes, itemsize, numel
 from paring.errors import BadFileError
 
 ID = "bytes"
 VERSION = 1
+ITEM = Stored
+PACK = "carried"
 
 _DEFLATED = 1 << 63
 _SAMPLE = 1 << 16
 _WORTH = 0.97  # a plane is deflated when its sample shrinks to less than this
+
+
+def most_bytes(item: Stored) -> int:
+    """The bytes of ``item``."""
+    return item.nbytes
+
+
+def values(item: Stored, dtype: str) -> npt.NDArray[np.float64]:
+    """The values of ``item``, fp64, as they are: it is kept in ``dtype``."""
+    assert item.dtype == dtype, "a stored tensor decodes to its own dtype"
+    return (item.data if dtype == "F64" else item.f32()).astype(np.float64)
 
 
 def encode(tensors: Sequence[Stored]) -> bytes:
