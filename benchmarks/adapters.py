@@ -47,10 +47,10 @@ SLACK = 1.02
 #: name -> options of paring.api.compress
 PACKED: Mapping[str, Mapping[str, Any]] = {
     "spectral": {"method": "spectral"},
-    "spectral, nearest": {"method": "spectral", "norm": 0.0},
+    "spectral --norm 0": {"method": "spectral", "norm": 0.0},
     "ternary": {"method": "compeft"},
-    "ternary, svd": {"method": "compeft", "basis": "svd", "scope": "component"},
-    "ternary, by tensor": {"method": "compeft", "basis": "trained", "scope": "tensor", "alpha": "lsq"},
+    "ternary --basis svd": {"method": "compeft", "basis": "svd", "scope": "component"},
+    "ternary by tensor": {"method": "compeft", "basis": "trained", "scope": "tensor", "alpha": "lsq"},
     "ComPEFT as published": {"method": "compeft", "basis": "trained", "scope": "global", "alpha": 1.0},
     "truncate": {"method": "truncate", "store": "fp16"},
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from paring import registry
 from paring.cli import _common as common
 from paring.cli import _methods as methods
 from paring.errors import OptionError, ParingError
@@ -15,7 +16,7 @@ from paring.errors import OptionError, ParingError
 if TYPE_CHECKING:
     from paring.report import ModuleReport, Report
 
-_DEFAULT = "compeft"
+_DEFAULT = "spectral"
 _ROWS = 8
 _BUDGETS = ("ratio", "error", "bits_per_param")
 
@@ -67,9 +68,12 @@ def command(
     \b
     compress adapter_model.safetensors --ratio 20
     compress adapters/* --ratio 20 -o small/
+    compress a b c --method mos -o pool
     """
     arguments = methods.arguments("compress", given)
     sources = [Path(adapter) for adapter in adapters]
+    if registry.load("compress", arguments["method"]).sees == "adapters":
+        return _pool(adapters, output, arguments, as_json, quiet, verbose)
     if len(sources) > 1 or (output is not None and Path(output).is_dir()) or (output or "").endswith("/"):
         return _many(sources, output, arguments, as_json, quiet, verbose)
     report = _one(sources[0], Path(output) if output else None, arguments, quiet, verbose)
@@ -77,6 +81,29 @@ def command(
         common.print_json(report)
     elif not quiet:
         _show(report, verbose)
+    return 0
+
+
+def _pool(
+    adapters: tuple[str, ...],
+    output: str | None,
+    arguments: dict[str, Any],
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    """All of them in one file."""
+    from paring import api
+    from paring.cli import _pool as pools
+    from paring.pooling.report import PoolReport
+
+    with common.progress(f"pooling {len(adapters)} adapters", quiet=quiet, verbose=verbose):
+        report = api.compress(adapters, output, **arguments)
+    assert isinstance(report, PoolReport)
+    if as_json:
+        common.print_json(report)
+    elif not quiet:
+        pools.show(report, verbose)
     return 0
 
 
@@ -158,6 +185,9 @@ def _show(report: Report, verbose: bool) -> None:
         ("lost", f"[bold]{report.error:.3f}[/] of the update (0: nothing, 1: back at the base model)"),
         ("method", f"{report.method} " + common.recipe_text(recipe, without=(*_BUDGETS, "carry"))),
     ]
+    for tried in report.tried or ():
+        came_to = tried.why or f"{tried.error:.4f} of the update lost in {tried.bytes_out:,} bytes"
+        rows.append(("tried", f"{tried.method}: {came_to}"))
     if report.carried:
         weight = common.size(sum(tensor.bytes for tensor in report.carried))
         count = f"{len(report.carried)} tensors that are not factors"
@@ -179,6 +209,8 @@ def _show(report: Report, verbose: bool) -> None:
 
 def _show_modules(out: Any, modules: list[ModuleReport], verbose: bool) -> None:
     """All modules with ``-v``, else those that lost most."""
+    if not modules:
+        return
     some = modules
     if not verbose and len(modules) > _ROWS:
         some = sorted(modules, key=lambda module: -(module.error or 0))[:_ROWS]

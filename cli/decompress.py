@@ -12,19 +12,22 @@ from paring.cli import _common as common
 @click.option(
     "-o", "--output", required=True, metavar="OUT", help="A folder that PEFT loads, or a .safetensors file."
 )
+@click.option("--adapter", metavar="NAME", help="Which one of a pool: PACKED#NAME.")
 @click.option("--dtype", metavar="fp64|fp32|fp16|bf16", help="Cast to this.  [default: as in the source]")
 @common.threads
 @common.overwrite
 @common.shown
 def command(
-    packed: str, output: str, dtype: str | None, threads: int | None, overwrite: bool,
+    packed: str, output: str, adapter: str | None, dtype: str | None, threads: int | None, overwrite: bool,
     as_json: bool, quiet: bool, verbose: bool, debug: bool,
 ) -> None:  # fmt: skip
     """Decode a packed file to an ordinary adapter."""
     from paring import api
 
     with common.progress(f"decompressing {packed}", quiet=quiet, verbose=verbose):
-        report = api.decompress(packed, output, dtype=dtype, overwrite=overwrite, threads=threads)
+        report = api.decompress(
+            packed, output, adapter=adapter, dtype=dtype, overwrite=overwrite, threads=threads
+        )
     if as_json:
         common.print_json(report)
     elif not quiet:

@@ -17,12 +17,18 @@ _ROWS = 12
 
 @click.command("inspect", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("file")
+@click.option(
+    "--plot", metavar="PICTURE", help="Draw which adapters of a pool share what (.png, .svg, .pdf)."
+)
+@common.overwrite
 @common.shown
-def command(file: str, as_json: bool, quiet: bool, verbose: bool, debug: bool) -> None:
-    """Say what is in a checkpoint, an adapter or a packed file."""
+def command(
+    file: str, plot: str | None, overwrite: bool, as_json: bool, quiet: bool, verbose: bool, debug: bool
+) -> None:
+    """Say what is in a checkpoint, an adapter, a packed file, or a pool of adapters and who shares what."""
     from paring import api
 
-    found = api.inspect(file)
+    found = api.inspect(file, plot=plot, overwrite=overwrite)
     if as_json:
         common.print_json(found)
     elif not quiet:
@@ -30,6 +36,9 @@ def command(file: str, as_json: bool, quiet: bool, verbose: bool, debug: bool) -
 
 
 def _show(found: Inspection, verbose: bool) -> None:
+    from paring.cli import _pool as pools
+    from paring.pooling.report import PoolInspection
+
     out = common.console()
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
     count = f"{found.elements:,} elements in {sum(found.dtypes.values())} tensors ({dtypes})"
@@ -48,6 +57,8 @@ def _show(found: Inspection, verbose: bool) -> None:
     for scale, times in scales.items():
         rows.append(("scale", common.short(f"{scale}, in {times}")))
     out.print(common.facts(*rows, *_packed(found.packed or {})))
+    if isinstance(found, PoolInspection):
+        pools.inspected(out, found, verbose)
     if found.modules:
         _show_modules(out, found, verbose)
     if found.carried:
@@ -68,9 +79,12 @@ def _packed(packed: dict[str, Any]) -> list[tuple[str, str]]:
         ("ratio", smaller + figures),
         ("error", f"{packed.get('error', 0):.4f} of the update, as recorded"),
     ]
-    for held in packed["payloads"]:
+    most = 8
+    for held in packed["payloads"][:most]:
         text = f"{held['entry']}: {held['tensors']} tensors, {common.size(held['bytes'])}, {held['codec']}"
         rows.append(("payload", common.short(text)))
+    if len(packed["payloads"]) > most:
+        rows.append(("", f"… and {len(packed['payloads']) - most} more payloads"))
     return [*rows, ("digest", packed["digest"])]
 
 

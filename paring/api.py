@@ -13,31 +13,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paring import compressing, decompressing, inspecting, rerunning
+from paring import registry
 from paring.budget import Budget
 from paring.checkpoint import Checkpoint
 from paring.dtypes import Stored
-from paring.errors import BadFileError, UnsupportedError
+from paring.errors import BadFileError, OptionError, UnsupportedError
 from paring.merging import verb
 from paring.merging.plan import SHARD_BYTES
 from paring.merging.planning import Request
-from paring.merging.search import Found, Space
 from paring.merging.single import How
 from paring.merging.weights import parse
 from paring.packed import Packed, open_source
 from paring.plan import plan_compress, thread_count
-from paring.report import Difference, Extraction, Inspection, Report, Verification
-from paring.rerunning import Repeated
+from paring.report import Conversion, Difference, Extraction, Inspection, Report, Verification
 
 if TYPE_CHECKING:
     import torch
 
+    from paring.merging.search import Found, Space
+    from paring.rerunning import Repeated
+
 __all__ = [
     "compress",
+    "convert",
     "decompress",
     "diff",
     "extract",
@@ -56,13 +59,13 @@ _CONFIG = "adapter_config.json"
 
 
 def compress(
-    source: PathLike,
+    source: PathLike | Sequence[PathLike],
     output: PathLike | None = None,
     *,
     ratio: float | None = None,
     error: float | None = None,
     bits_per_param: float | None = None,
-    method: str = "compeft",
+    method: str = "spectral",
     carry: str = "lossless",
     overwrite: bool = False,
     dry_run: bool = False,
@@ -77,10 +80,30 @@ def compress(
     fp16. ``options`` are those of ``method``. ``carry`` says what becomes of tensors that are not factors:
     ``lossless``, ``fp16`` or ``drop``. The file is read again and measured before it takes its place.
 
+    A method that sees adapters all together (``mos``) takes several sources and writes one pool, of which
+    ``FILE#NAME`` is one adapter; a pool among them is added to. It loses nothing without ``error``.
+
     Raises BudgetError, BadFileError, BadValueError (NaN, infinity), UnsupportedError, OptionError,
     OutputError.
     """
+    from paring import compressing
+
     budget = Budget(ratio, error, bits_per_param)
+    sources = [source] if isinstance(source, str | os.PathLike) else list(source)
+    chosen = registry.load("compress", method)
+    if chosen.sees == "adapters":
+        from paring.pooling import plan as pooling
+        from paring.pooling import pool
+
+        piled = pooling.plan_pool(
+            sources, output, budget=budget, method=chosen, options=options, carry=carry, overwrite=overwrite,
+            threads=threads, device=device,
+        )  # fmt: skip
+        with closing(piled):
+            return pool.run(piled, dry_run=dry_run)
+    if len(sources) != 1:
+        raise OptionError(f"method {method} takes one adapter at a time, not {len(sources)} all together")
+    (source,) = sources
     plan = plan_compress(
         source, output, budget=budget, method=method, options=options, carry=carry, overwrite=overwrite,
         threads=threads, device=device,
@@ -93,6 +116,7 @@ def decompress(
     source: PathLike,
     output: PathLike,
     *,
+    adapter: str | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
     threads: int | None = None,
@@ -100,12 +124,44 @@ def decompress(
     """Decode a packed file to ``output``: a file when that ends in .safetensors, else a folder that PEFT
     loads.
 
-    ``dtype`` (fp64, fp32, fp16, bf16) casts floating-point tensors; by default each keeps the source's.
-    Raises UnsupportedError, BadFileError, BadValueError (overflow), OptionError, OutputError.
+    ``adapter`` is one of a pool, by name or number; ``POOL#NAME`` as source says the same. ``dtype`` (fp64,
+    fp32, fp16, bf16) casts floating-point tensors; by default each keeps the source's. Raises
+    UnsupportedError, BadFileError, BadValueError (overflow), OptionError, OutputError.
     """
+    from paring import decompressing
+
     return decompressing.run(
-        Path(source), Path(output), dtype=dtype, overwrite=overwrite, threads=thread_count(threads)
-    )
+        Path(_chosen(source, adapter)), Path(output), dtype=dtype, overwrite=overwrite,
+        threads=thread_count(threads),
+    )  # fmt: skip
+
+
+def convert(
+    source: PathLike,
+    output: PathLike,
+    *,
+    dialect: str,
+    bases: Sequence[PathLike] = (),
+    names: PathLike | None = None,
+    dtype: str | None = None,
+    adapter_scale: float = 1.0,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> Conversion:
+    """Write an adapter in another ``dialect``: peft (a folder), kohya, lycoris, diffusers, diffusers-old,
+    cloneofsimo.
+
+    ``bases`` are models whose names and shapes tell what the adapter's do not, ``names`` is a JSON file of
+    module -> name, or ``sd1`` for cloneofsimo's numbers. ``dtype`` is that of factors, ``adapter_scale``
+    multiplies every update. Raises as :func:`paring.converting.convert` does.
+    """
+    from paring import converting
+
+    request = converting.Request(
+        os.fspath(source), dialect, tuple(os.fspath(base) for base in bases), _text(names), dtype,
+        adapter_scale,
+    )  # fmt: skip
+    return converting.convert(request, Path(output), overwrite=overwrite, dry_run=dry_run)
 
 
 def merge(
@@ -184,7 +240,7 @@ def search(
     options = {key: value for key, value in merging.items() if key not in own}
     request = Request([os.fspath(model) for model in models], **fields, options=options)
     how = How(overwrite, False, threads, memory)
-    return searching.search(request, Path(output), score, space or Space(), how)
+    return searching.search(request, Path(output), score, space or searching.Space(), how)
 
 
 def merge_recipe(
@@ -230,6 +286,8 @@ def rerun(
     tensor files are the same, a warning why they may not be. Raises BadFileError for inputs that are gone,
     UnsupportedError for a file without a recipe, and as the command does that is repeated.
     """
+    from paring import rerunning
+
     how = How(overwrite, dry_run, threads, memory)
     where = None if source is None else Path(source)
     return rerunning.rerun(Path(made), Path(output), how, source=where, device=device)
@@ -302,21 +360,27 @@ def diff(
     return comparing.diff(models, base=base, rank=rank, plot=plot, overwrite=overwrite, threads=threads)
 
 
-def inspect(path: PathLike) -> Inspection:
-    """What is in a file, packed or not. Raises BadFileError, UnsupportedError."""
-    return inspecting.inspect(Path(path))
+def inspect(path: PathLike, *, plot: PathLike | None = None, overwrite: bool = False) -> Inspection:
+    """What is in a file, packed or not. Of a pool ``plot`` is a picture (.png, .svg, .pdf) to draw of who
+    shares what, which needs matplotlib. Raises BadFileError, UnsupportedError, OptionError, OutputError.
+    """
+    from paring import inspecting
+
+    return inspecting.inspect(Path(path), None if plot is None else Path(plot), overwrite)
 
 
 def verify(path: PathLike, source: PathLike | None = None) -> Verification:
     """Whether a file is sound, and with ``source`` whether it loses what it says. Raises BadFileError."""
+    from paring import inspecting
+
     return inspecting.verify(Path(path), None if source is None else Path(source))
 
 
 class _Tensors(Mapping[str, "torch.Tensor"]):
     """Lazy tensors of a checkpoint or packed file."""
 
-    def __init__(self, path: PathLike, threads: int | None) -> None:
-        self._source = open_source(path, thread_count(threads))
+    def __init__(self, path: PathLike, threads: int | None, adapter: str | None) -> None:
+        self._source = open_source(_chosen(path, adapter), thread_count(threads))
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return to_torch(self._source.read(name))
@@ -328,12 +392,20 @@ class _Tensors(Mapping[str, "torch.Tensor"]):
         return len(self._source.tensors)
 
 
-def load(path: PathLike, *, threads: int | None = None) -> Mapping[str, torch.Tensor]:
+def load(
+    path: PathLike, *, adapter: str | None = None, threads: int | None = None
+) -> Mapping[str, torch.Tensor]:
     """The tensors of any checkpoint or packed file, by name; each is read or decoded when it is asked for.
 
-    Every access gives a new CPU tensor in the dtype of the source. Raises BadFileError, UnsupportedError.
+    Of a pool those of one ``adapter``, as in ``POOL#NAME``. Every access gives a new CPU tensor in the
+    dtype of the source. Raises BadFileError, UnsupportedError.
     """
-    return _Tensors(path, threads)
+    return _Tensors(path, threads, adapter)
+
+
+def _chosen(path: PathLike, adapter: str | None) -> str:
+    """A path with the adapter of a pool that is meant."""
+    return os.fspath(path) if adapter is None else f"{os.fspath(path)}#{adapter}"
 
 
 def to_torch(stored: Stored) -> torch.Tensor:

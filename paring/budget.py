@@ -18,6 +18,9 @@ from paring.errors import BudgetError, OptionError
 if TYPE_CHECKING:
     from paring.coding import Family
 
+#: nearly the bytes and the error of a dial, or None for an error that only a trial tells
+Sketch = Callable[[int], "tuple[float, float | None]"]
+
 #: how good a trial is, first things first; less is better
 Rank = tuple[bool, float, float]
 
@@ -95,7 +98,7 @@ class Dials:
       and then ``scan`` dials about the best. A narrower or a second valley of loss may be missed.
 
     Trials are few (some ten a stretch, then a bisection) but for the ``2 scan`` about a find: ``scan`` is 0
-    where trials cost seconds. With a ``sketch``, which tells bytes and error of a dial nearly and for nothing,
+    where trials cost seconds. With a ``sketch``, which nearly tells bytes and error of a dial for nothing,
     they are fewer: it is searched instead, and what it is wrong by is learnt from trial to trial.
     """
 
@@ -103,7 +106,7 @@ class Dials:
     count: int
     scan: int = 0
     turns: tuple[int, ...] = ()
-    sketch: Callable[[int], tuple[float, float]] | None = None
+    sketch: Sketch | None = None
     _seen: dict[int, Trial] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
@@ -120,7 +123,7 @@ class Dials:
 
         def search(stretch: range) -> None:
             if self.sketch:
-                self._follow(stretch, lambda size, _: size, most_bytes)
+                self._follow(stretch, self.sketch, lambda size, _: size, most_bytes)
                 return
             top = self._last(stretch, lambda tried: math.log(tried.nbytes), math.log(max(1, most_bytes)))
             if top >= 0 and not self._falling(stretch, top):
@@ -138,8 +141,9 @@ class Dials:
             return not good, tried.nbytes if good else tried.error, tried.error
 
         def search(stretch: range) -> None:
-            if self.sketch:
-                self._follow(stretch, lambda _, lost: -lost, math.nextafter(-error, -math.inf))
+            if self.sketch and self.sketch(0)[1] is not None:
+                limit = math.nextafter(-error, -math.inf)
+                self._follow(stretch, self.sketch, lambda _, lost: -(lost or 0.0), limit)
                 return
             best = min(self._seen.values(), key=rank, default=None)
             if best and best.error <= error and best.nbytes <= self._try(stretch[0]).nbytes:
@@ -157,7 +161,7 @@ class Dials:
 
     def least_error(self) -> Trial:
         """The trial of least error, whatever its size."""
-        if self.sketch:
+        if self.sketch and self.sketch(0)[1] is not None:
             return self._try(self.count - 1)
         return self._best(lambda tried: (False, tried.error, tried.nbytes), self._least_loss)
 
@@ -219,23 +223,26 @@ class Dials:
             bisect = high - low > before // 2
         return low
 
-    def _follow(self, stretch: range, value: Callable[[float, float], float], limit: float) -> None:
+    def _follow(
+        self, stretch: range, sketch: Sketch, value: Callable[[float, float | None], float], limit: float
+    ) -> None:
         """Try dials near the last one with a ``value`` of (bytes, error) within ``limit``."""
-        assert self.sketch is not None
         low, high, wrong_by = -1, len(stretch), 0.0
+        seen: set[float] = set()
         while high - low > 1:
             left, right = low, high  # the last one by the sketch, as far as it is known to be wrong
             while right - left > 1:
                 middle = (left + right) // 2
-                fits = value(*self.sketch(stretch[middle])) + wrong_by <= limit
+                fits = value(*sketch(stretch[middle])) + wrong_by <= limit
                 left, right = (middle, right) if fits else (left, middle)
             at = min(max(left, low + 1), high - 1)
             tried = self._try(stretch[at])
             found = value(tried.nbytes, tried.error)
-            wrong_by = found - value(*self.sketch(stretch[at]))
+            wrong_by = found - value(*sketch(stretch[at]))
             low, high = (at, high) if found <= limit else (low, at)
-            if 0 <= limit - found <= abs(limit) * 1e-3:
-                break
+            if 0 <= limit - found <= abs(limit) * 1e-3 or found in seen:
+                break  # close enough, or on a step: entries that tie come together
+            seen.add(found)
         self._try_about(stretch, low)
 
     def _falling(self, stretch: range, top: int) -> bool:

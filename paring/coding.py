@@ -139,8 +139,8 @@ def _all_of(factors: Factors) -> Loss:
 def _loss(factors: Factors, A: lowrank.Floats, B: lowrank.Floats) -> Loss:
     square = factors.scale**2
     kept = int(np.count_nonzero(A)) + (int(np.count_nonzero(B)) if factors.b else 0)
-    lost = square * lowrank.distance(factors.A, factors.B, A, B)
-    return Loss(lost, square * lowrank.energy(factors.A, factors.B), kept)
+    lost, energy = lowrank.compared(factors.A, factors.B, A, B)
+    return Loss(square * lost, square * energy, kept)
 
 
 def total_error(found: Sequence[Loss]) -> float:

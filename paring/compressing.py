@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from paring import adapters
+from paring import adapters, registry
 from paring.adapters.ranks import needed as needed_ranks
 from paring.adapters.view import Adapter
 from paring.budget import Dials, Trial, refuse
@@ -28,7 +28,7 @@ from paring.imaging import Builder, bits, rank_of
 from paring.packed import open_packed
 from paring.packing import Image, Payload, Spec
 from paring.plan import CompressPlan, is_scalar
-from paring.report import CarriedReport, ModuleReport, Report, peak_rss_bytes
+from paring.report import CarriedReport, ModuleReport, Report, TriedReport, peak_rss_bytes
 
 _log = logging.getLogger("paring")
 
@@ -42,8 +42,8 @@ def run(plan: CompressPlan, *, dry_run: bool = False) -> Report:
     _log.info("reading %s tensors", f"{len(plan.source.tensors):,}")
     modules, whole, source_digest = _read(plan)
     carried, rounded = _carried(plan)
-    builder = Builder(plan, modules, carried, _facts(plan, source_digest, rounded))
-    found, coded, image = _solve(plan, whole if plan.whole else modules, builder)
+    solved, tried = _chosen(plan, modules, whole, carried, lambda own: _facts(own, source_digest, rounded))
+    plan, found, coded, image = solved.plan, solved.losses, solved.coded, solved.image
     if not dry_run:
         decoded = digest(image.decoded())
         if plan.whole and decoded != source_digest:
@@ -71,6 +71,7 @@ def run(plan: CompressPlan, *, dry_run: bool = False) -> Report:
             CarriedReport(tensor.name, tensor.nbytes, tensor.why, rounded.get(tensor.name))
             for tensor in (() if plan.whole else plan.adapter.carried)
         ],
+        tried=tried,
         warnings=_warnings(plan, modules, found, coded),
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
@@ -129,6 +130,56 @@ def _carried(plan: CompressPlan) -> tuple[list[tuple[Spec, Stored]], dict[str, f
             errors[tensor.name] = (float(((wide - kept.data) ** 2).sum()) / energy) ** 0.5 if energy else 0.0
         items.append((Spec(tensor.name, stored.dtype, stored.shape, "F16" if narrow else None), kept))
     return items, errors
+
+
+@dataclass(frozen=True, eq=False)
+class _Solved:
+    """A plan carried out: the coding that meets its budget, what it loses, and the file that it makes."""
+
+    plan: CompressPlan
+    losses: list[Loss]
+    coded: Coded
+    image: Image
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """How good it is at its budget; less is better."""
+        error, nbytes = total_error(self.losses), self.image.nbytes
+        return (nbytes, error) if self.plan.budget.error is not None else (error, nbytes)
+
+
+def _chosen(
+    plan: CompressPlan,
+    modules: Sequence[Factors],
+    whole: Mapping[str, Stored],
+    carried: Sequence[tuple[Spec, Stored]],
+    facts: Callable[[CompressPlan], dict[str, Any]],
+) -> tuple[_Solved, list[TriedReport] | None]:
+    """What the plan's method makes; of a method that names others, what the best of them makes, and what was
+    tried.
+    """
+
+    def solve(own: CompressPlan) -> _Solved:
+        builder = Builder(own, modules, carried, facts(own))
+        return _Solved(own, *_solve(own, whole if own.whole else modules, builder))
+
+    if plan.method.sees != "methods":
+        return solve(plan), None
+    done: list[_Solved] = []
+    tried: list[TriedReport] = []
+    refused: list[BudgetError] = []
+    for name in plan.method.function(modules, plan.threads, plan.device, **plan.options):
+        method = registry.load("compress", name)
+        _log.info("trying %s", name)
+        try:
+            done.append(solve(replace(plan, method=method, options=method.parse({}))))
+            tried.append(TriedReport(name, done[-1].image.nbytes, total_error(done[-1].losses)))
+        except BudgetError as error:
+            refused.append(error)
+            tried.append(TriedReport(name, why=str(error)))
+    if not done:
+        raise refused[0]
+    return min(done, key=lambda solved: solved.rank), tried
 
 
 def _solve(

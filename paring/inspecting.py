@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,26 +12,35 @@ from typing import Any
 from paring import adapters, coding
 from paring.adapters.view import Adapter
 from paring.checkpoint import Checkpoint, digest_sorted
+from paring.contents import Held
 from paring.dtypes import Stored, first_nonfinite
 from paring.errors import BadFileError, OptionError, ParingError
-from paring.factors import factor_names, read_factors
-from paring.packed import Held, Packed, open_source
+from paring.factors import read_factors
+from paring.mos.file import MosFile
+from paring.packed import Packed, open_source
 from paring.packing import MANIFEST
+from paring.pooling.inspecting import inspect_pool, problems
+from paring.pooling.members import holds_adapters
 from paring.report import CarriedReport, Inspection, ModuleReport, Verification
 
 
-def inspect(path: str | Path) -> Inspection:
+def inspect(path: str | Path, plot: Path | None = None, overwrite: bool = False) -> Inspection:
     """Kind, dialect, base, modules with rank and scale, and every other tensor; no factor is read or decoded.
 
     Raises BadFileError or UnsupportedError for a file that cannot be opened; incomplete pairs and the like
-    are listed in ``problems`` instead.
+    are listed in ``problems`` instead. Of a pool, a :class:`~paring.pooling.report.PoolInspection`
+    and a picture ``plot`` of it; OptionError for a picture of anything else.
     """
-    opened = open_source(path)
-    adapter = adapters.read(opened)
+    opened = open_source(path, whole=True)
+    if isinstance(opened, Packed) and holds_adapters(opened):
+        return inspect_pool(opened, plot, overwrite)
+    if plot is not None:
+        raise OptionError(f"--plot: {path} is no pool of adapters, there is no sharing to draw")
+    adapter = adapters.read(opened, derived=True)
     infos = opened.tensors.values()
     return Inspection(
         inputs=[str(path)],
-        kind=adapter.kind,
+        kind="MoS" if isinstance(opened, MosFile) else adapter.kind,
         dialect=adapter.dialect,
         base=adapter.base,
         bytes_in=opened.nbytes,
@@ -83,7 +93,7 @@ def _recorded(adapter: Adapter) -> Callable[[str, int], dict[str, Any]]:
 
 def _packed(opened: Packed) -> dict[str, Any]:
     keys = ("tool", "method", "recipe", "error", "source", "dropped", "rounded")
-    elements = sum(info.numel for info in opened.tensors.values())
+    elements = opened.facts.get("elements", sum(info.numel for info in opened.tensors.values()))
     source = opened.facts.get("source", {}).get("bytes")
     return {
         "version": opened.container.metadata["version"],
@@ -111,14 +121,17 @@ def verify(path: str | Path, source: str | Path | None = None) -> Verification:
 
     Raises BadFileError only for a file that cannot be opened at all; what fails is listed in the report.
     """
-    opened = open_source(path)
+    opened = open_source(path, whole=True)
+    pool = isinstance(opened, Packed) and holds_adapters(opened)
+    if source is not None and pool:
+        raise OptionError(f"--source: {path} is a pool: name one of its adapters, as in {path}#1")
     if source is not None and not isinstance(opened, Packed):
         raise OptionError(f"--source: {path} is not a packed file; there is no recorded error to check")
     found = Verification(inputs=[str(path)])
     if isinstance(opened, Packed):
         for held in opened.payloads:
             _check(found, f"checksum of payload {held.entry!r}", partial(_checksum, opened, held))
-    _check(found, "complete pairs", lambda: _first(adapters.read(opened).problems))
+    _check(found, "complete pairs", lambda: _first(_problems(opened)))
     digest_too = " and digest of decoded tensors" if isinstance(opened, Packed) else ""
     _check(found, "finite values" + digest_too, lambda: _values(opened))
     if source is not None and isinstance(opened, Packed):
@@ -128,6 +141,12 @@ def verify(path: str | Path, source: str | Path | None = None) -> Verification:
             recorded = float(opened.facts.get("error", 0.0))
             _check(found, "recorded error", lambda: _loss(found, opened, original, recorded))
     return found
+
+
+def _problems(opened: Checkpoint) -> Iterable[str]:
+    if isinstance(opened, Packed) and holds_adapters(opened):
+        return problems(opened)
+    return adapters.read(opened).problems
 
 
 def _check(found: Verification, what: str, check: Callable[[], str | None]) -> None:
@@ -172,12 +191,31 @@ def _same_source(opened: Packed, original: Checkpoint) -> str | None:
     return None if original.digest() == recorded else f"{original.path} is not what this file was made of"
 
 
+def _fits(shape: tuple[int, ...], own: tuple[int, ...], axis: int, pair: str | None) -> bool:
+    """Whether a factor of shape ``own`` may have become one of ``shape``: fewer ranks, along ``axis``."""
+    if pair is None or len(shape) != len(own):
+        return shape == own
+    return shape[axis] <= own[axis] and all(
+        a == b for i, (a, b) in enumerate(zip(shape, own, strict=True)) if i != axis
+    )
+
+
 def _loss(found: Verification, opened: Packed, original: Checkpoint, recorded: float) -> str | None:
     """Whether ``opened`` loses as much of ``original`` as it says; notes both errors in ``found``."""
-    adapter = adapters.read(original)
-    for name in factor_names(adapter):
-        if name not in opened or opened.tensors[name].shape != original.tensors[name].shape:
-            return f"{name} is not in {opened.path} as it is in {original.path}"
-    loss = coding.total_error(coding.measured(read_factors(adapter), dict(opened.read_all())))
+    adapter = adapters.read(original, derived=True, native=False)
+    # what is derived may have been packed as plain factors, or carried as it was
+    carried = {m.name for m in adapter.modules if m.derived and m.a not in opened}
+    factors = [f for f in read_factors(adapter) if f.name not in carried]
+    dropped = set(opened.facts.get("dropped", ()))
+    for f in factors:
+        for axis, (name, shape) in enumerate(zip((f.a, f.b), f.shapes, strict=False)):
+            if name in dropped and name not in opened:
+                continue
+            if name is None or name not in opened or not _fits(opened.tensors[name].shape, shape, axis, f.b):
+                return f"{name} is not in {opened.path} as it is in {original.path}"
+    told = (opened.facts.get("recipe") or {}).get("adapter_scale")
+    if isinstance(told, float):
+        factors = [replace(f, scale=told) if f.b else f for f in factors]
+    loss = coding.total_error(coding.measured(factors, dict(opened.read_all())))
     found.error, found.error_recorded = loss, recorded
     return None if abs(loss - recorded) <= 1e-5 else f"{loss:.6f}, recorded {recorded:.6f}"

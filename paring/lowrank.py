@@ -32,16 +32,21 @@ def energy(A: Floats, B: Floats) -> float:
 
 def distance(A1: Floats, B1: Floats, A2: Floats, B2: Floats) -> float:
     """``||B1 @ A1 - B2 @ A2||_F^2``; for near-equal products by QR of the stacked factors, lest it cancel."""
-    first, second = inner(A1, B1, A1, B1), inner(A2, B2, A2, B2)
+    return compared(A1, B1, A2, B2)[0]
+
+
+def compared(A1: Floats, B1: Floats, A2: Floats, B2: Floats) -> tuple[float, float]:
+    """``||B1 @ A1 - B2 @ A2||_F^2`` as :func:`distance`, and ``||B1 @ A1||_F^2``."""
+    first, second = energy(A1, B1), energy(A2, B2)
     apart = first + second - 2 * inner(A1, B1, A2, B2)
     if apart > _CANCELS * (first + second):
-        return apart
+        return apart, first
     left = np.concatenate([B1, -np.asarray(B2)], axis=1, dtype=np.float64)  # (out, r1 + r2)
     right = np.concatenate([A1, A2], axis=0, dtype=np.float64)  # (r1 + r2, in)
     r_left: Any = np.linalg.qr(left, mode="r")
     r_right: Any = np.linalg.qr(right.T, mode="r")
     core = r_left @ r_right.T
-    return float((core * core).sum())
+    return float((core * core).sum()), first
 
 
 def svd(A: Floats, B: Floats) -> tuple[F64, F64, F64]:

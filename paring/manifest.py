@@ -151,15 +151,30 @@ def _is_shallow(value: object, depth: int = 64) -> bool:
     return depth > 0 and all(_is_shallow(item, depth - 1) for item in inner)
 
 
+def _are_adapters(value: object) -> bool:
+    """Whether these are the adapters of a pool: sound facts each, and names that can be told apart."""
+    if not isinstance(value, list) or not value or not all(isinstance(each, dict) for each in value):
+        return False
+    names = [each.get("name") for each in value]
+    if not all(_is_text(name) and name and not set(name) & set("/#\0") for name in names):
+        return False
+    sound = all(_SOUND[key](each[key]) for each in value for key in _SOUND if key in each)
+    digests = all(_is_text(each.get("digest")) for each in value)
+    nested = any("adapters" in each for each in value)
+    return sound and digests and not nested and len(set(names)) == len(names)
+
+
 #: key -> whether its value is of the type that ``docs/format.md`` gives it; a missing key is sound
 _SOUND: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("tool", "dialect", "kind", "method"), _is_text),
     "error": _is_number,
+    "elements": _is_count,
     "source": _is_source,
     "modules": _is_measured,
     "recipe": lambda value: isinstance(value, dict) and _is_shallow(value),
     "config": lambda value: isinstance(value, dict) and _is_shallow(value),
     "metadata": lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
     "dropped": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "adapters": _are_adapters,
     "rounded": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -20,29 +20,18 @@ from typing import Any
 import numpy as np
 
 from paring import codecs, manifest
-from paring.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from paring.checkpoint import Checkpoint, open_checkpoint
 from paring.codecs import ternary
 from paring.codecs.ternary import Ternary
-from paring.dtypes import FLOATS, STORAGE, Stored, itemsize, numel
+from paring.contents import Held, read_contents
+from paring.dtypes import Stored, itemsize, numel
 from paring.errors import BadFileError, UnsupportedError
-from paring.packing import FORMAT, MANIFEST, VERSION, Spec, padded
-from paring.safetensors_io import MAX_AXES, raw_bytes
+from paring.packing import FORMAT, MANIFEST, VERSION
+from paring.safetensors_io import raw_bytes
 
 _BATCH = 32 << 20  # bytes; tensors of a shared payload are decoded and kept in batches of about this size
 _KEPT = 2  # batches: modules often alternate between coded factors and carried scalars
-_MOST_ELEMENTS = 1 << 60  # of a tensor, empty axes left out: sizes in bytes then fit 63 bits
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Held:
-    """One payload: its container entry, codec, checksum, bytes, and the tensors in it."""
-
-    entry: str
-    codec: str
-    version: int
-    crc: int
-    nbytes: int
-    specs: tuple[Spec, ...]
+_DEEPEST = 8  # tensors told by others, which are told by others, ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,9 +66,12 @@ class Packed(Checkpoint):
             for batch in self._batches
             for at, number in enumerate(batch.numbers)
         }
-        self._lock = threading.Lock()
+        self._names = [spec.name for held in self.payloads for spec in held.specs]
+        self._lock = threading.RLock()  # entered again for tensors that others are told by
+        self._references: dict[int, Stored] = {}
+        self._depth = 0
         self._decode_kept = lru_cache(maxsize=_KEPT)(self._decode)
-        self._payload_kept = lru_cache(maxsize=1)(self.payload)
+        self._payload_kept = lru_cache(maxsize=_KEPT)(self.payload)
 
     def read(self, name: str) -> Stored:
         """Decode one tensor, in the dtype of the source; read-only. Reads only its payload.
@@ -127,6 +119,7 @@ class Packed(Checkpoint):
         super().close()
         self._decode_kept.cache_clear()
         self._payload_kept.cache_clear()
+        self._references.clear()
 
     def _decode(self, batch: _Batch) -> list[Stored]:
         """The tensors of a batch, read-only."""
@@ -136,8 +129,31 @@ class Packed(Checkpoint):
         several = len(batch.numbers) < len(held.specs)
         raw = self._payload_kept(held) if several else self.payload(held)
         shapes, dtypes = [spec.shape for spec in held.specs], [spec.payload_dtype for spec in held.specs]
-        parts = codec.decode(raw, shapes, dtypes, batch.numbers, self.threads)
+
+        def look(numbers: Sequence[int]) -> dict[int, Stored]:
+            return self._look(held, numbers)
+
+        parts = codecs.decode(codec, raw, shapes, dtypes, batch.numbers, self.threads, look)
         return [_sealed(held.specs[i].finish(part)) for i, part in zip(batch.numbers, parts, strict=True)]
+
+    def _look(self, held: Held, numbers: Sequence[int]) -> dict[int, Stored]:
+        """The tensors by which those of ``held`` are told: earlier ones, so that this ends, and few deep."""
+        with self._lock:
+            if max(numbers, default=-1) >= held.first or self._depth >= _DEEPEST:
+                raise BadFileError(
+                    f"{self.path}: payload {held.entry!r} is damaged: it refers to tensors behind it, or "
+                    "through too many others"
+                )
+            if not self._depth and sum(tensor.nbytes for tensor in self._references.values()) > _BATCH:
+                self._references.clear()
+            self._depth += 1
+            try:
+                for number in numbers:
+                    if number not in self._references:
+                        self._references[number] = self.read(self._names[number])
+                return {number: self._references[number] for number in numbers}
+            finally:
+                self._depth -= 1
 
     def config(self, filename: str) -> dict[str, Any] | None:
         """The adapter's configuration as packed; None for any other file."""
@@ -163,12 +179,29 @@ class Packed(Checkpoint):
         return codec
 
 
-def open_source(path: str | os.PathLike[str], threads: int = 1) -> Checkpoint:
-    """Open any checkpoint, packed files included. Raises what :func:`open_checkpoint` raises, and
-    BadFileError or UnsupportedError for a packed file that is damaged or newer than this paring.
+def open_source(path: str | os.PathLike[str], threads: int = 1, *, whole: bool = False) -> Checkpoint:
+    """Open any checkpoint, packed files included; ``FILE#NAME`` is one adapter of a pool, by name or number.
+
+    A compact MoS file opens as the LoRA that it expands to.
+
+    Of a pool of one adapter, ``FILE`` is that; of several it is refused, unless it is wanted ``whole``: as a
+    packed file of tensors ``NAME/TENSOR``. Raises what :func:`open_checkpoint` raises, BadFileError or
+    UnsupportedError for a packed file that is damaged or newer than this paring.
     """
-    container = open_checkpoint(Path(path))
-    return open_packed(container, threads) if is_packed(container) else container
+    from paring.mos.file import is_mos, open_mos
+    from paring.pooling.members import holds_adapters, member
+
+    file, mark, wanted = str(path).rpartition("#")
+    chosen = bool(mark and file) and not Path(path).exists() and Path(file).exists()
+    container = open_checkpoint(Path(file if chosen else path))
+    if is_mos(container):
+        return open_mos(container)
+    opened = open_packed(container, threads) if is_packed(container) else container
+    if isinstance(opened, Packed) and holds_adapters(opened) and (chosen or not whole):
+        return member(opened, wanted if chosen else None)
+    if chosen:
+        raise UnsupportedError(f"{file} is no pool of adapters to choose {wanted!r} from")
+    return opened
 
 
 def is_packed(checkpoint: Checkpoint) -> bool:
@@ -188,7 +221,7 @@ def open_packed(container: Checkpoint, threads: int = 1) -> Packed:
         raise BadFileError(f"{where} calls itself a packed file but has no manifest")
     facts = manifest.load(raw_bytes(container.read(MANIFEST)), where)
     try:
-        tensors, payloads = _contents(container, facts)
+        tensors, payloads = read_contents(container, facts)
         recorded = container.metadata["digest"]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise BadFileError(
@@ -220,53 +253,3 @@ def _batches(held: Held) -> Iterator[_Batch]:
         size += nbytes
     if run:
         yield _Batch(held, tuple(run))
-
-
-def _contents(
-    container: Checkpoint, facts: Mapping[str, Any]
-) -> tuple[dict[str, TensorInfo], tuple[Held, ...]]:
-    """The tensors and payloads that a manifest names, checked against each other and the container."""
-    ones = {_count(index) for index in facts.get("ones", ())}
-    specs = [
-        _spec(name, facts["specs"][_count(index)], i in ones)
-        for i, (name, index) in enumerate(zip(facts["names"], facts["tensors"], strict=True))
-    ]
-    tensors = {
-        spec.name: TensorInfo(
-            spec.name, spec.dtype, spec.shape, container.files[0], 0, numel(spec.shape) * itemsize(spec.dtype)
-        )
-        for spec in specs
-    }
-    payloads: list[Held] = []
-    first = 0
-    for entry, codec, version, crc, nbytes, count in facts["payloads"]:
-        info = container.tensors.get(entry)
-        if info is None or entry == MANIFEST or not isinstance(codec, str):
-            raise ValueError(f"payload {entry!r} is missing")
-        if info.dtype != "U8" or info.nbytes != padded(_count(nbytes)):
-            raise ValueError(f"payload {entry!r} has another size or dtype than its entry")
-        held = tuple(specs[first : first + _count(count)])
-        payloads.append(Held(entry, codec, _count(version), _count(crc), nbytes, held))
-        first += count
-    if first != len(specs) or len(tensors) != len(specs) or max(ones, default=-1) >= len(specs):
-        raise ValueError("names, tensors and payloads do not agree")
-    if len({held.entry for held in payloads}) < len(payloads):
-        raise ValueError("two payloads share an entry")
-    return tensors, tuple(payloads)
-
-
-def _spec(name: object, spec: list[Any], ones: bool) -> Spec:
-    dtype, shape, stored_as = spec[0], tuple(map(_count, spec[1])), spec[2] if len(spec) > 2 else None
-    floats = dtype in FLOATS and stored_as in (None, *FLOATS)
-    if not isinstance(name, str) or not (floats or (dtype in STORAGE and stored_as is None and not ones)):
-        raise ValueError(f"tensor {name!r} has no sound dtype")
-    if len(shape) > MAX_AXES or numel([axis for axis in shape if axis]) >= _MOST_ELEMENTS:
-        raise ValueError(f"tensor {name!r} has no sound shape")
-    name.encode()  # a lone surrogate, which no file can hold, is a ValueError
-    return Spec(name, dtype, shape, stored_as, ones)
-
-
-def _count(value: object) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is not a count")
-    return value

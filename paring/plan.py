@@ -79,7 +79,7 @@ class CompressPlan:
             "method": self.method.name,
             "recipe": self.recipe,
             "source": source,
-            "config": self.adapter.config,
+            "config": self.adapter.plain_config(),
             "metadata": self.source.metadata,
             "dropped": [tensor.name for tensor in self.dropped],
         }
@@ -137,7 +137,7 @@ def plan_compress(
     atomic.refuse_same_file(target, [source, *checkpoint.inputs])
     atomic.refuse_existing(target, overwrite)
     refuse_sealed(target)
-    adapter = adapters.read(checkpoint)
+    adapter = adapters.read(checkpoint, derived=True, native=False)
     if chosen.sees != "weights":
         adapter.refuse_problems()
     if not (checkpoint.tensors if chosen.sees == "weights" else (*adapter.modules, *adapter.vectors)):

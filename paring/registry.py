@@ -24,7 +24,7 @@ from typing import Any, Literal
 from paring.errors import OptionError
 
 Kind = Literal["compress", "merge", "prune"]
-Sees = Literal["weights", "deltas", "modules"]
+Sees = Literal["weights", "deltas", "modules", "adapters", "methods"]
 Unit = Literal["element", "row", "tensor"]
 
 
@@ -77,6 +77,7 @@ class Method:
     unit: Unit = "element"
     torch: bool = False
     invariants: tuple[str, ...] = ()
+    fixes: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -100,18 +101,21 @@ def method(
     unit: Unit = "element",
     torch: bool = False,
     invariants: tuple[str, ...] = (),
+    fixes: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare a function as the method of the file it stands in.
 
-    ``sees`` says what it is given (weights, deltas or modules), ``reference`` where it comes from. Its
-    keyword-only arguments become options; the docstring's ``Options:`` section gives one line of help each
-    (``name: help``). ``presets`` are named sets of options; each becomes a flag (``--paper``). ``unit`` is
-    what a merging rule must see at once: element, row or tensor; ``torch`` that its chunks may be torch
-    tensors on a GPU; ``invariants`` are what its contract test holds it to.
+    ``sees`` says what it is given (weights, deltas or modules; whole adapters, all together; or methods,
+    for one that names others to be tried), ``reference`` where it comes from. Its keyword-only arguments
+    become options; the docstring's ``Options:`` section gives one line of help each (``name: help``).
+    ``presets`` are named sets of options; each becomes a flag (``--paper``). ``unit`` is what a merging
+    rule must see at once: element, row or tensor; ``torch`` that its chunks may be torch tensors on a GPU;
+    ``invariants`` are what its contract test holds it to; ``fixes`` names the options of a compression
+    method that say how much is kept, so that no budget can be met beside them.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        function.__paring__ = (sees, reference, presets or {}, unit, torch, invariants)  # type: ignore[attr-defined]
+        function.__paring__ = (sees, reference, presets or {}, unit, torch, invariants, fixes)  # type: ignore[attr-defined]
         return function
 
     return decorate
@@ -121,7 +125,7 @@ def describe(function: Callable[..., Any], kind: str, name: str) -> Method:
     """Read a decorated function's signature and docstring. Raises TypeError for any other function."""
     if not hasattr(function, "__paring__"):
         raise TypeError(f"{kind} method {name}: {function!r} is not decorated with @method")
-    sees, reference, presets, unit, torch, invariants = function.__paring__
+    sees, reference, presets, unit, torch, invariants, fixes = function.__paring__
     hints = typing.get_type_hints(function)
     text = inspect.getdoc(function) or ""
     section = text.partition("Options:")[2]
@@ -132,7 +136,7 @@ def describe(function: Callable[..., Any], kind: str, name: str) -> Method:
             line = " ".join(found[1].split()) if found else ""
             kinds, choices = _alternatives(hints[parameter.name])
             options[parameter.name] = Option(parameter.name, kinds, choices, parameter.default, line)
-    return Method(kind, name, function, sees, reference, options, presets, unit, torch, invariants)
+    return Method(kind, name, function, sees, reference, options, presets, unit, torch, invariants, fixes)
 
 
 def _alternatives(hint: Any) -> tuple[tuple[type, ...], tuple[str, ...]]:
@@ -169,16 +173,14 @@ def load(kind: Kind, name: str) -> Method:
 
     Raises OptionError, suggesting the nearest, when there is none.
     """
-    known = names(kind)
     wanted = name.replace("-", "_")
-    if wanted not in known:
-        raise OptionError(
-            f"there is no {kind} method {name!r}{nearest(wanted, known)}; `paring methods` lists them"
-        )
     if wanted in _files(kind):
         function = getattr(importlib.import_module(f"paring.{kind}.{wanted}"), wanted)
+    elif wanted in (found := _entries(kind)):  # a search through all distributions there are
+        function = found[wanted].load()
     else:
-        function = _entries(kind)[wanted].load()
+        hint = nearest(wanted, names(kind))
+        raise OptionError(f"there is no {kind} method {name!r}{hint}; `paring methods` lists them")
     return describe(function, kind, wanted)
 
 

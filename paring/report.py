@@ -35,6 +35,16 @@ class CarriedReport:
     error: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TriedReport:
+    """A method that was tried: what it came to, or why it came to nothing."""
+
+    method: str
+    bytes_out: int | None = None
+    error: float | None = None
+    why: str | None = None
+
+
 class Jsonable:
     """``to_json`` of a dataclass: a plain dict without what does not apply."""
 
@@ -58,7 +68,8 @@ class Report(Jsonable):
     ``ratio`` is ``bytes_in / bytes_out``, ``ratio_fp16`` the same against 16 bits an element of the source,
     ``bits_per_param`` is 8 ``bytes_out`` over those elements, ``error`` the total relative error of the
     updates. ``merged`` counts tensors made of several, ``carried`` names those that go along unchanged,
-    ``files`` are those of the output where there are several.
+    ``files`` are those of the output where there are several; ``tried`` are the methods that it was chosen
+    from.
     """
 
     command: str
@@ -76,6 +87,7 @@ class Report(Jsonable):
     carried: list[CarriedReport] = field(default_factory=list)
     merged: int | None = None
     files: list[str] | None = None
+    tried: list[TriedReport] | None = None
     warnings: list[str] = field(default_factory=list)
     seconds: float | None = None
     peak_rss_bytes: int | None = None
@@ -140,6 +152,32 @@ class Extraction(Report):
 
     left_out: list[LeftOut] = field(default_factory=list)
     error_all: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleReport:
+    """Modules of one scale: its value, where it came from, how the result has it, and how many they are."""
+
+    scale: float
+    source: str
+    kept: str
+    modules: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion(Report):
+    """What ``convert`` made: from which dialect to which, and what became of scales.
+
+    ``derived`` counts the modules that were computed from tensors of other kinds (LoHa, ...), ``held`` those
+    that the dialect has as they were. ``renamed`` maps modules to their names in the result.
+    """
+
+    source_dialect: str
+    dialect: str
+    scales: list[ScaleReport] = field(default_factory=list)
+    derived: dict[str, int] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

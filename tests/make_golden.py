@@ -19,11 +19,14 @@ import numpy as np
 from paring.api import compress
 from paring.checkpoint import digest, write_safetensors
 from paring.codecs import stored, ternary, trellis
+from paring.codecs.residual import Difference, apart
+from paring.codecs.shards import Gather, Pool, cut, moved
 from paring.codecs.ternary import from_trits
 from paring.codecs.trellis import Levels
 from paring.dtypes import Stored, from_f32
+from paring.kernels.trellis.tensor import quantise
 from paring.packed import open_source
-from paring.packing import Image, Payload, Spec
+from paring.packing import Image, Payload, Spec, payloads
 
 PREFIX = "base_model.model.layers"
 LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
@@ -101,7 +104,7 @@ def compressed(
             write_safetensors(source, tensors, {"format": "pt"})
             if config:
                 (Path(folder) / "adapter_config.json").write_text(json.dumps(config))
-            compress(source, path, threads=1, **options)
+            compress(source, path, threads=1, **{"method": "compeft", **options})
 
     return make
 
@@ -186,6 +189,80 @@ def rounded_once(path: Path) -> None:
     image.write(path, digest(image.decoded()), lambda _: None)
 
 
+def references(path: Path) -> None:
+    """Tensors told by others in every way: gathered and moved, mixed and exact, mixed with levels."""
+    facts: dict[str, Any] = {"tool": "paring"}
+    parts, known = [], []
+
+    def put(name: str, dtype: str, item: Any) -> None:
+        parts.extend(payloads([(Spec(name, dtype, item.shape), item)]))
+        known.append(Image(parts, facts).decoded()[-1][1])
+
+    for dtype in ("F32", "F16", "BF16", "F64"):
+        first = len(known)
+        put(f"{dtype}.root", dtype, values((6, 24), dtype, 1))
+        put(f"{dtype}.more", dtype, values((8, 10), dtype, 2))
+        pool = Pool(4, ((first, "rows"), (first + 1, "columns")))
+        shards_ = np.concatenate(
+            [cut(known[first].data, "rows", 4), cut(known[first + 1].data, "columns", 4)]
+        )
+        index, moves = np.array([55, 3, 3, 40, 0, 12]), np.array([0, 1, -2, 5, 0, -7], np.int16)
+        rows = moved(Stored(dtype, shards_[index]), moves).data.reshape(3, 8)
+        whole = Stored(dtype, np.ascontiguousarray(rows.T))
+        put(f"{dtype}.gathered", dtype, Gather(whole, "columns", pool, index, moves))
+        base, tensor = known[first], values((6, 24), dtype, 3)
+        mix = np.linspace(-1, 1, 24).reshape(4, 6)
+        few = values((4, 24), dtype, 4)
+        k, levels, cls = quantise(np.linspace(-3, 3, 24) ** 3, 0.05, 14, 4)
+        assert levels.any()
+        left = Levels(
+            (4, 24),
+            "rows",
+            4,
+            np.array([cls, 0, cls, 0], np.uint8),
+            np.full(4, 0.125, np.float32),
+            np.stack([k] * 4),
+        )
+        for i, (target, by, rest) in enumerate(
+            [
+                (tensor, None, apart(tensor, base, "rows", None)),
+                (tensor, np.array(0.3), apart(tensor, base, "rows", np.array(0.3))),
+                (few, mix, apart(few, base, "rows", mix)),
+                (few, mix, left),
+                (tensor, np.array(-2.0), None),
+            ]
+        ):
+            item = Difference(target.shape, dtype, "rows", first, base, by, rest)
+            put(f"{dtype}.differs.{i}", dtype, item)
+    image = Image(parts, facts)
+    image.write(path, digest(image.decoded()), lambda _: None)
+
+
+def pooled(dtypes: tuple[str, ...], error: float | None = None) -> Callable[[Path], None]:
+    """A pool: an adapter, a permuted and partly flipped and scaled one, a later checkpoint, a turned one."""
+
+    def make(path: Path) -> None:
+        first = {name: tensor.f32() for name, tensor in lora(modules=("q_proj", "v_proj", "k_proj")).items()}
+        rng = np.random.default_rng(5)
+        turn = np.array([[0.5, 0.25, 0, 0], [0, 2, 0, 0], [0, 0, 1, 0.125], [0, 0, 0, 1.5]])
+        others: list[dict[str, Any]] = [first, {}, {}, {}]
+        for name, values in first.items():
+            of_a = "lora_A" in name
+            others[1][name] = values[::-1] * np.float32(-0.5) if of_a else values[:, ::-1]
+            others[2][name] = values + np.float32(0.01) * rng.standard_normal(values.shape).astype(np.float32)
+            others[3][name] = np.linalg.inv(turn) @ values if of_a else values @ turn
+        with tempfile.TemporaryDirectory() as folder:
+            sources = []
+            for i, (tensors, dtype) in enumerate(zip(others, dtypes, strict=True)):
+                source = Path(folder) / f"step-{i}.safetensors"
+                stored_ = {n: from_f32(np.ascontiguousarray(v), dtype, n) for n, v in tensors.items()}
+                write_safetensors(source, stored_, {"format": "pt"})
+                sources.append(source)
+            compress(sources, path, method="mos", threads=1, error=error)
+
+    return make
+
+
 BIG_ENOUGH = {"bits_per_param": 24.0}  # these files are small: their names weigh more than their weights
 CASES: dict[str, Callable[[Path], None]] = {
     "lora_f32_semidiscrete": compressed(lora(), **BIG_ENOUGH),
@@ -204,6 +281,9 @@ CASES: dict[str, Callable[[Path], None]] = {
     "spectral_bf16": compressed(lora("BF16"), method="spectral", **BIG_ENOUGH),
     "trellis_blocks": trellis_blocks,
     "lossless_twice": compressed(twice(), method="lossless"),
+    "references": references,
+    "pool_exact": pooled(("F32", "F32", "F32", "F32")),
+    "pool_lossy": pooled(("F32", "F16", "F32", "BF16"), 0.05),
     "truncated_kohya": compressed(kohya(), None, method="truncate", rank=2),
 }
 
@@ -220,7 +300,7 @@ def main(folder: Path) -> None:
             continue
         make(path)
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        golden[name] = {"sha256": sha256, "digest": open_source(path).digest()}
+        golden[name] = {"sha256": sha256, "digest": open_source(path, whole=True).digest()}
         listing.write_text(json.dumps(golden, indent=2, sort_keys=True) + "\n")
         print(path, path.stat().st_size)
 

@@ -11,7 +11,19 @@ import struct
 import zlib
 from functools import cache
 
-WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U16": 2, "U8": 1, "BOOL": 1}
+WIDTH = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "U64": 8,
+    "U32": 4,
+    "U16": 2,
+    "U8": 1,
+    "BOOL": 1,
+}
 DENSITIES = [0] + [round(65536 / (1 + math.exp(-(j - 32) / 4))) for j in range(1, 64)]
 
 
@@ -38,7 +50,10 @@ def decode(raw: bytes, dictionary: bytes) -> dict[str, tuple[str, tuple[int, ...
             "F64" if one else spec[2] if len(spec) > 2 else spec[0]
             for one, spec in zip(ones, specs, strict=True)
         ]
-        parts = READERS[codec, version](data, shapes, kinds)
+        if (codec, version) in REFERRING:
+            parts = REFERRING[codec, version](data, shapes, kinds, list(out.values()))
+        else:
+            parts = READERS[codec, version](data, shapes, kinds)
         for i, spec, kind, one, part in zip(places, specs, kinds, ones, parts, strict=True):
             values = None
             if one:
@@ -364,4 +379,145 @@ def _bytes2(data: bytes, shapes: list[tuple[int, ...]], kinds: list[str]) -> lis
     return out
 
 
+Known = list[tuple[str, tuple[int, ...], bytes]]
+
+
+def _cut(raw: bytes, shape: tuple[int, ...], width: int, layout: int) -> list[bytes]:
+    """A tensor's segments."""
+    elements = [raw[i : i + width] for i in range(0, len(raw), width)]
+    if layout == 0:
+        return [raw]
+    across = math.prod(shape[1:])
+    if layout == 1:
+        return [b"".join(elements[r * across : (r + 1) * across]) for r in range(shape[0])]
+    return [b"".join(elements[c::across]) for c in range(across)]
+
+
+def _joined(segments: list[bytes], width: int, layout: int) -> bytes:
+    if layout < 2:
+        return b"".join(segments)
+    return b"".join(segment[i : i + width] for i in range(0, len(segments[0]), width) for segment in segments)
+
+
+def _numbers(raw: bytes, count: int, code: str) -> tuple[int | float, ...]:
+    """``count`` numbers that are stored lowest bytes first."""
+    width = struct.calcsize(code)
+    return struct.unpack(
+        f"<{count}{code}", bytes(raw[p * count + i] for i in range(count) for p in range(width))
+    )
+
+
+def _stretched(data: bytes, shapes: list[tuple[int, ...]]) -> None:
+    assert len(data) >= -(-sum(map(math.prod, shapes)) // 32768)
+
+
+def _shards(data: bytes, shapes: list[tuple[int, ...]], kinds: list[str], known: Known) -> list[bytes]:
+    _stretched(data, shapes)
+    side = zlib.decompressobj(-15).decompress(data)
+    at = 4
+    pools = []
+    for _ in range(int.from_bytes(side[:4], "little")):
+        d, count = struct.unpack_from("<II", side, at)
+        pools.append((d, [struct.unpack_from("<IB", side, at + 8 + 5 * i) for i in range(count)]))
+        at += 8 + 5 * count
+    heads = [struct.unpack_from("<IBB", side, at + 6 * i) for i in range(len(shapes))]
+    at += 6 * len(shapes)
+    out = []
+    for shape, kind, (place, layout, flags) in zip(shapes, kinds, heads, strict=True):
+        d, tensors = pools[place]
+        size = d * WIDTH[kind]
+        pool = []
+        for number, cut in tensors:
+            dtype, other, raw = known[number]
+            assert dtype == kind
+            for segment in _cut(raw, other, WIDTH[kind], cut):
+                pool += [segment[i : i + size] for i in range(0, len(segment), size)]
+        n, w = math.prod(shape) // d, 1 << (flags & 3)
+        index = _numbers(side[at : at + w * n], n, "BHI"[flags & 3])
+        at += w * n
+        shards = [pool[int(i)] for i in index]
+        if flags & 4:
+            moves = _numbers(side[at : at + 2 * n], n, "h")
+            at += 2 * n
+            shards = [_moved(shard, kind, int(move)) for shard, move in zip(shards, moves, strict=True)]
+        whole = b"".join(shards)
+        step = len(_cut(bytes(math.prod(shape) * WIDTH[kind]), shape, WIDTH[kind], layout)[0])
+        out.append(_joined([whole[i : i + step] for i in range(0, len(whole), step)], WIDTH[kind], layout))
+    return out
+
+
+def _moved(shard: bytes, kind: str, move: int) -> bytes:
+    if move >> 1:
+        shard = _raw([math.ldexp(x, move >> 1) for x in _floats(shard, kind)], kind)
+    if move & 1:
+        top = WIDTH[kind] - 1
+        shard = bytes(b ^ (0x80 if i % WIDTH[kind] == top else 0) for i, b in enumerate(shard))
+    return shard
+
+
+def _residual(data: bytes, shapes: list[tuple[int, ...]], kinds: list[str], known: Known) -> list[bytes]:
+    _stretched(data, shapes)
+    h, e, levels_size, bytes_version, trellis_version = struct.unpack_from("<IIIBB", data)
+    side = zlib.decompress(data[14 : 14 + h], -15)
+    heads = [struct.unpack_from("<IBBB", side, 7 * i) for i in range(len(shapes))]
+    at = 7 * len(shapes)
+    exact_of = [i for i, head in enumerate(heads) if head[3] == 1]
+    levels_of = [i for i, head in enumerate(heads) if head[3] == 2]
+    left: dict[int, bytes] = {}
+    if exact_of:
+        z = [f"U{8 * WIDTH[kinds[i]]}" for i in exact_of]
+        found = READERS["bytes", bytes_version](data[14 + h : 14 + h + e], [shapes[i] for i in exact_of], z)
+        left |= dict(zip(exact_of, found, strict=True))
+    if levels_of:
+        part = data[14 + h + e : 14 + h + e + levels_size]
+        found = READERS["trellis", trellis_version](
+            part, [shapes[i] for i in levels_of], ["F64"] * len(levels_of)
+        )
+        left |= dict(zip(levels_of, found, strict=True))
+    out = []
+    for i, (shape, kind, (number, layout, mix, rest)) in enumerate(zip(shapes, kinds, heads, strict=True)):
+        dtype, other, raw = known[number]
+        rows = [_floats(segment, dtype) for segment in _cut(raw, other, WIDTH[dtype], layout)]
+        if mix == 1:
+            [by] = _numbers(side[at : at + 8], 1, "d")
+            at += 8
+            rows = [[x * by for x in row] for row in rows]
+        elif mix == 2:
+            across = int.from_bytes(side[at : at + 4], "little")
+            assert across == len(rows)
+            count = len(_cut(bytes(math.prod(shape)), shape, 1, layout))
+            matrix = _numbers(side[at + 4 : at + 4 + 8 * count * across], count * across, "d")
+            at += 4 + 8 * count * across
+            mixed = []
+            for r in range(count):
+                row = [0.0] * len(rows[0])
+                for k in range(across):
+                    row = [x + matrix[r * across + k] * y for x, y in zip(row, rows[k], strict=True)]
+                mixed.append(row)
+            rows = mixed
+        wide = _joined([struct.pack(f"<{len(row)}d", *row) for row in rows], 8, layout)
+        values = list(struct.unpack(f"<{len(wide) // 8}d", wide))
+        if rest == 2:
+            values = [x + y for x, y in zip(values, _floats(left[i], "F64"), strict=True)]
+        part = _raw(values, kind)
+        if rest == 1:
+            part = _stepped(part, left[i], WIDTH[kind])
+        out.append(part)
+    return out
+
+
+def _stepped(near: bytes, steps: bytes, width: int) -> bytes:
+    """Ordered integers, moved on."""
+    top, mask = 1 << (8 * width - 1), (1 << 8 * width) - 1
+    out = []
+    for i in range(0, len(near), width):
+        x, z = (int.from_bytes(raw[i : i + width], "little") for raw in (near, steps))
+        ordered = ~x & mask if x & top else x | top
+        ordered = (ordered + (z // 2 if z % 2 == 0 else -(z + 1) // 2)) & mask
+        x = ordered ^ top if ordered & top else ~ordered & mask
+        out.append(x.to_bytes(width, "little"))
+    return b"".join(out)
+
+
+REFERRING = {("shards", 1): _shards, ("residual", 1): _residual}
 READERS = {("ternary", 1): _ternary, ("trellis", 1): _trellis, ("bytes", 1): _bytes, ("bytes", 2): _bytes2}

@@ -20,7 +20,8 @@ from tests.make_golden import carried, ia3, kohya, lora
 
 ADAPTERS = Path(__file__).parents[1] / "fixtures" / "adapters"
 BROWN = ADAPTERS / "brown"
-PAPER = {"basis": "trained", "scope": "global", "alpha": 1.0}
+RULE = {"basis": "trained", "scope": "global", "alpha": 1.0}
+PAPER = {"method": "compeft", **RULE}
 DTYPES = ("F32", "F16", "BF16", "F64")
 
 
@@ -38,7 +39,7 @@ def same(a, b):
 def packed(tmp_path_factory):
     """A real adapter, 64 times smaller than in fp16, and the report."""
     output = tmp_path_factory.mktemp("brown") / "brown.paring.safetensors"
-    return compress(BROWN, output, bits_per_param=0.25, sweeps=2, threads=2)
+    return compress(BROWN, output, bits_per_param=0.25, threads=2)
 
 
 # --- budgets
@@ -56,7 +57,7 @@ def small(tmp_path):
     return put_adapter(tmp_path / "small", tensors)
 
 
-@pytest.mark.parametrize("options", [{"sweeps": 1}, PAPER, {"basis": "svd", "scope": "tensor"}])
+@pytest.mark.parametrize("options", [{}, PAPER, {"method": "compeft", "basis": "svd", "scope": "tensor"}])
 @pytest.mark.parametrize("ratio", [12, 16.5, 22])
 def test_a_ratio_is_met_closely(small, tmp_path, ratio, options):
     made = compress(small, tmp_path / "x.safetensors", ratio=ratio, **options)
@@ -78,7 +79,7 @@ def test_half_the_source_means_twice_the_ratio(small, tmp_path):
     assert wide.ratio == pytest.approx(2 * half.ratio, rel=0.05)
 
 
-@pytest.mark.parametrize("options", [{"sweeps": 1}, PAPER])
+@pytest.mark.parametrize("options", [{}, {"method": "compeft", "sweeps": 1}, PAPER])
 @pytest.mark.parametrize(("budget", "much"), [("ratio", 1000), ("bits_per_param", 0.001), ("error", 0.001)])
 def test_what_cannot_be_had_is_refused_with_what_can(small, tmp_path, budget, much, options):
     before = sorted(tmp_path.iterdir())
@@ -94,7 +95,7 @@ def test_what_cannot_be_had_is_refused_with_what_can(small, tmp_path, budget, mu
 def trials(source, output, **options):
     """Sizes and errors of all dials of the published rule near one that was chosen."""
     chosen = compress(source, output, **options, **PAPER)
-    plan = plan_compress(source, output.with_name("y"), budget=Budget(), method="compeft", options=PAPER)
+    plan = plan_compress(source, output.with_name("y"), budget=Budget(), method="compeft", options=RULE)
     family = plan.method.function(_read(plan)[0], 1, "cpu", **plan.options)
     kept = sum(int(np.count_nonzero(to.data)) for to in tensors_of(chosen.output).values())
     return chosen, family, kept
@@ -226,7 +227,9 @@ def test_vectors_that_scale_activations(tmp_path):
     config = {"peft_type": "IA3", "target_modules": ["k_proj"]}
     for dtype in ("F32", "F16", "BF16"):
         source = put_adapter(tmp_path / dtype, ia3(dtype), config)
-        made = compress(source, tmp_path / f"{dtype}.out", density=0.6, basis="svd", scope="tensor")
+        made = compress(
+            source, tmp_path / f"{dtype}.out", density=0.6, method="compeft", basis="svd", scope="tensor"
+        )
         assert verify(made.output, source).ok and 0 < made.error < 1
         assert [m.rank for m in made.modules] == [None] * 6
         original = {name: open_checkpoint(source).read(name).f32() for name in ia3(dtype)}
@@ -239,9 +242,9 @@ def test_vectors_that_scale_activations(tmp_path):
 
 
 def test_same_bytes_for_any_threads_and_every_run(small, tmp_path, packed):
-    again = compress(BROWN, tmp_path / "again", bits_per_param=0.25, sweeps=2, threads=1)
+    again = compress(BROWN, tmp_path / "again", bits_per_param=0.25, threads=1)
     assert Path(again.output).read_bytes() == Path(packed.output).read_bytes()
-    for options in (PAPER, {"basis": "svd"}, {}):
+    for options in (PAPER, {"method": "compeft", "basis": "svd"}, {}):
         runs = [
             compress(small, tmp_path / "x", bits_per_param=2, threads=threads, overwrite=True, **options)
             and (tmp_path / "x").read_bytes()
@@ -356,9 +359,9 @@ def test_verify_finds_what_is_wrong(packed, tmp_path):
     wrong = verify(packed.output, ADAPTERS / "rotten")
     assert not wrong.ok and "not what this file was made of" in wrong.failed[0]
     bad = tmp_path / "x.safetensors"
-    info = open_checkpoint(packed.output).tensors["ternary"]
+    info = open_checkpoint(packed.output).tensors["trellis"]
     bad.write_bytes(good[: info.start + 99] + bytes([good[info.start + 99] ^ 16]) + good[info.start + 100 :])
-    assert any("checksum of payload 'ternary'" in line for line in verify(bad).failed)
+    assert any("checksum of payload 'trellis'" in line for line in verify(bad).failed)
     told = good.replace(open_source(packed.output).digest_recorded.encode(), b"0" * 64)
     bad.write_bytes(told)
     assert "not those that were written" in verify(bad).failed[0]

@@ -21,7 +21,7 @@ from paring.errors import BadFileError, BadValueError, OutputError, UnsupportedE
 from tests.helpers import put_adapter
 from tests.make_golden import CASES, LORA, PREFIX, lora
 
-QUICK = {"density": 0.3, "basis": "trained", "scope": "global", "alpha": 1.0}
+QUICK = {"method": "compeft", "density": 0.3, "basis": "trained", "scope": "global", "alpha": 1.0}
 FITTED = {
     "density": None,
     "basis": "semidiscrete",
@@ -349,7 +349,7 @@ from paring.api import compress
 from paring.errors import ParingError
 print("ready", flush=True)
 try:
-    compress(sys.argv[1], sys.argv[2], overwrite=True, bits_per_param=20, sweeps=2)
+    compress(sys.argv[1], sys.argv[2], overwrite=True, bits_per_param=20, method="compeft", sweeps=2)
 except KeyboardInterrupt:
     sys.exit(130)
 except ParingError as error:

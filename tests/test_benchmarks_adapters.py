@@ -42,7 +42,7 @@ def referee(examiner: Examiner) -> Referee:
 
 
 def test_a_packed_copy_meets_its_ratio() -> None:
-    found = packed(TASK, 20, PACKED["paring (default)"])
+    found = packed(TASK, 20, PACKED["ternary"])
     dense = dense_deltas(ADAPTERS / TASK)
     assert 20 <= found.ratio_fp16 < 20.5
     assert found.deltas.keys() == dense.keys()

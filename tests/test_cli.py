@@ -65,7 +65,7 @@ def test_decompress_inspect_verify(small: Path, tmp_path: Path) -> None:
     inspected = run("paring", "inspect", small)
     assert inspected.returncode == 0
     assert "packed LoRA" in inspected.stdout
-    assert "compeft" in inspected.stdout
+    assert "spectral" in inspected.stdout
     verified = run("paring", "verify", small, "--source", WEIGHTS)
     assert verified.returncode == 0, verified.stderr
     assert "digest of the source" in verified.stdout
@@ -90,12 +90,12 @@ def test_verify_fails_on_a_flipped_byte(small: Path, tmp_path: Path) -> None:
         (["--ratoi", "20"], 2, "ratio"),
         (["--ratio", "20", "--error", "0.1"], 2, "give one of them"),
         (["--method", "compfet"], 2, "compeft"),
-        (["--basis", "sdv"], 2, "trained or svd or semidiscrete"),
+        (["--method", "compeft", "--basis", "sdv"], 2, "trained or svd or semidiscrete"),
         (["--ratio", "-1"], 2, "positive"),
         (["--device", "tpu"], 2, "auto, cpu or cuda"),
         (["--ratio", "100000"], 1, "the best that can be had is --ratio"),
         (["--error", "0.0001"], 1, "the best that can be had is --error"),
-        (["--density", "0.1", "--ratio", "20"], 2, "give one of them"),
+        (["--method", "compeft", "--density", "0.1", "--ratio", "20"], 2, "give one of them"),
     ],
 )
 def test_wrong_options(tmp_path: Path, arguments: list[str], code: int, text: str) -> None:
@@ -157,7 +157,17 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_paper_warns_where_the_published_rule_empties_a_factor(tmp_path: Path) -> None:
-    done = run("compress", WEIGHTS, "--paper", "--density", 0.05, "-o", tmp_path / "x.safetensors")
+    done = run(
+        "compress",
+        WEIGHTS,
+        "--method",
+        "compeft",
+        "--paper",
+        "--density",
+        0.05,
+        "-o",
+        tmp_path / "x.safetensors",
+    )
     assert done.returncode == 0, done.stderr
     assert "decode to the base model" in done.stderr
 
@@ -171,7 +181,7 @@ def test_quiet_and_verbose(tmp_path: Path) -> None:
 
 
 def test_help_names_the_methods_options_and_methods_lists_them() -> None:
-    help_text = run("compress", "--help").stdout
+    help_text = run("compress", "--method", "compeft", "--help").stdout
     assert "--basis" in help_text
     assert "--paper" in help_text
     listed = run("paring", "methods", "--json")
@@ -186,7 +196,18 @@ def test_ctrl_c_leaves_the_old_output(tmp_path: Path) -> None:
     target = tmp_path / "x.paring.safetensors"
     target.write_bytes(b"old")
     code = "from paring.cli import compress_main; compress_main()"
-    arguments = [str(WEIGHTS), "--error", "0.45", "--sweeps", "4000", "-o", str(target), "--overwrite"]
+    arguments = [
+        str(WEIGHTS),
+        "--error",
+        "0.45",
+        "--method",
+        "compeft",
+        "--sweeps",
+        "4000",
+        "-o",
+        str(target),
+        "--overwrite",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from paring.checkpoint import digest
-from paring.codecs import trellis
+from paring.codecs import residual, trellis
 from paring.kernels.ternary import reference
 from paring.kernels.trellis import tables
 from paring.manifest import DICTIONARY
@@ -36,7 +36,7 @@ def test_files_are_as_they_were_made(name):
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_decodes_bit_for_bit(name):
-    opened = open_source(path_of(name), threads=2)
+    opened = open_source(path_of(name), threads=2, whole=True)
     assert opened.digest_recorded == GOLDEN[name]["digest"]
     assert digest(opened.read_all()) == opened.digest() == GOLDEN[name]["digest"]
 
@@ -46,7 +46,7 @@ def test_decodes_by_the_page_alone(name):
     told = plain_decoder.decode(path_of(name).read_bytes(), DICTIONARY)
     found = {
         n: (tensor.dtype, tensor.shape, tensor.tobytes())
-        for n, tensor in open_source(path_of(name)).read_all()
+        for n, tensor in open_source(path_of(name), whole=True).read_all()
     }
     assert told == found
 
@@ -81,7 +81,7 @@ def test_what_the_page_pins():
 def test_goldens_cover_the_format():
     used = set()
     for name in GOLDEN:
-        opened = open_source(path_of(name))
+        opened = open_source(path_of(name), whole=True)
         for held in opened.payloads:
             used |= {
                 held.codec,
@@ -96,6 +96,10 @@ def test_goldens_cover_the_format():
                 used |= {f"trellis {layout}" for layout in read.layouts}
                 used |= {f"trellis class {cls}" for cls in read.classes}
                 used |= {f"trellis bits {read.bits}", f"trellis blocks {len(read.states)}"}
+            if held.codec == "residual":
+                rows = residual._rows(opened.payload(held), [spec.shape for spec in held.specs])[0]
+                used |= {f"mix {row.kind}" for row in rows} | {f"left {row.left}" for row in rows}
+    assert {"shards", *(f"{what} {kind}" for what in ("mix", "left") for kind in range(3))} <= used
     ones = {f"ones {dtype}" for dtype in ("F32", "F16", "BF16")}
     expected = {"ternary", "bytes", "as F16", "whole", "rows", "columns"} | ones
     assert expected | {"F64", "F32", "F16", "BF16", "I64", "U16", "BOOL"} <= used

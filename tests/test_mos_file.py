@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paring import adapters
+from paring import adapters, api
 from paring.checkpoint import open_checkpoint, write_safetensors
 from paring.dtypes import Stored, from_f32
 from paring.errors import BadFileError, BadValueError, OptionError, OutputError, ParingError, UnsupportedError
@@ -357,3 +357,24 @@ def test_nothing_but_errors_of_ours(
             assert found.read(name).shape == found.tensors[name].shape
     except ParingError as error:
         assert len(str(error)) > 20
+
+
+def test_every_command_takes_a_compact_file_for_the_lora_it_is(small: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "plain"
+    expand_file(small, folder)
+    seen = api.inspect(small)
+    assert (seen.kind, len(seen.modules), seen.problems) == ("MoS", len(MODULES), [])
+    assert api.verify(small).ok
+    assert all(tensor.change[1] < 1e-9 for tensor in api.diff([small, folder]).tensors)
+    packed = [
+        api.compress(source, tmp_path / f"{i}.p", error=0.3) for i, source in enumerate((small, folder))
+    ]
+    assert packed[0].error == packed[1].error
+    made = [
+        api.merge([source, source], tmp_path / f"merged{i}", weights=[1.0, 0.5])
+        for i, source in enumerate((small, folder))
+    ]
+    ours, theirs = (open_checkpoint(report.output) for report in made)
+    assert {name: ours.read(name).tobytes() for name in ours} == {
+        name: theirs.read(name).tobytes() for name in theirs
+    }

@@ -476,8 +476,13 @@ def test_a_scale_too_large_for_its_dtype_is_refused(folder):
 
 # --- real adapters
 
-SMALL = {"bits_per_param": 0.25, "sweeps": 1}
-LARGE = {"density": 0.5, "basis": "trained", "scope": "tensor"}  # close to two bits a parameter
+SMALL = {"bits_per_param": 0.25}
+LARGE = {
+    "method": "compeft",
+    "density": 0.5,
+    "basis": "trained",
+    "scope": "tensor",
+}  # close to two bits a parameter
 
 
 @pytest.mark.parametrize("name", ["brown", "reuters8", "rotten"])
@@ -502,7 +507,14 @@ def test_recorded_modules_find_their_names_when_payloads_reorder_them(tmp_path):
     tensors[f"{name}.lora_B.weight"] = from_f32(rng.normal(size=(90_000, 4)).astype(np.float32), "F32")
     (tmp_path / "s").mkdir()
     write_safetensors(tmp_path / "s" / "adapter_model.safetensors", tensors)
-    made = compress(tmp_path / "s", tmp_path / "p.safetensors", density=0.6, basis="trained", scope="tensor")
+    made = compress(
+        tmp_path / "s",
+        tmp_path / "p.safetensors",
+        density=0.6,
+        method="compeft",
+        basis="trained",
+        scope="tensor",
+    )
     assert len(open_source(tmp_path / "p.safetensors").payloads) == 3
     told = {m.name: m for m in made.modules}
     found = {m.name: m for m in inspect(made.output).modules}

@@ -26,7 +26,7 @@ from paring.devices import free_memory
 from paring.dtypes import itemsize
 from paring.errors import OptionError
 from paring.kernels import merging
-from paring.merging.chunks import F32, F64, Chunk, Desk, Place, Span, Target, on_cpu
+from paring.merging.chunks import F32, F64, Chunk, Desk, Place, Span, Target
 from paring.merging.sources import Source
 from paring.registry import Unit
 from paring.stream import CHUNK, in_order

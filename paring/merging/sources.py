@@ -18,7 +18,6 @@ from paring.coding import Factors
 from paring.dtypes import STORAGE, itemsize, numel
 from paring.errors import BadFileError, BadValueError
 from paring.factors import read_factors
-from paring.packed import Packed
 from paring.safetensors_io import file_state
 from paring.torch_file import SUFFIXES
 
@@ -61,7 +60,7 @@ class Weights:
         self.tensors: Mapping[str, Entry] = {
             name: Entry(info.shape, info.dtype) for name, info in checkpoint.tensors.items()
         }
-        self._plain = not isinstance(checkpoint, Packed)
+        self._plain = type(checkpoint) is Checkpoint  # what is decoded or expanded has no bytes to read
         self._open: dict[Path, int] = {}
         self._lock = threading.Lock()
         self._last: tuple[str, Bits] | None = None

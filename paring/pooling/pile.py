@@ -1,0 +1,116 @@
+"""What goes into a pool: adapters with every tensor read, in the form they are compared in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from paring import adapters
+from paring.adapters.view import Adapter
+from paring.codecs.residual import rows_of
+from paring.coding import Factors
+from paring.dtypes import FLOATS, Stored, first_nonfinite
+from paring.errors import BadValueError
+from paring.factors import read_factors
+from paring.kernels.ternary.tensor import Layout, segments
+from paring.packed import Packed
+
+F64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """One tensor of one adapter. ``name`` is that in the pool, ``layout`` says what its rank vectors are:
+    the rows of A, the columns of B.
+    """
+
+    owner: str
+    name: str
+    tensor: Stored
+    layout: Layout
+
+    @property
+    def length(self) -> int:
+        """Entries of a rank vector."""
+        return segments(self.tensor.shape, self.layout)[1]
+
+    def rows(self) -> F64:
+        """Its rank vectors (r, length), fp64."""
+        wide = self.tensor.data if self.tensor.dtype == "F64" else self.tensor.f32()
+        return np.ascontiguousarray(rows_of(np.asarray(wide, np.float64), self.layout))
+
+
+@dataclass(eq=False)
+class Source:
+    """One adapter: its module view, all its tensors, and what the manifest will tell of it."""
+
+    name: str
+    adapter: Adapter
+    parts: dict[str, Part]
+    facts: dict[str, Any]
+    digest: str
+    nbytes: int
+
+    @cached_property
+    def modules(self) -> list[Factors]:
+        """Its modules in fp32, as compression methods see them."""
+        return read_factors(self.adapter, {name: part.tensor for name, part in self.parts.items()})
+
+    @cached_property
+    def bases(self) -> dict[tuple[str, int], F64]:
+        """Orthonormal bases that have been computed, by module and side."""
+        return {}
+
+    @property
+    def elements(self) -> int:
+        return sum(part.tensor.numel for part in self.parts.values())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pile:
+    """All that is to share one pool. ``kept`` are the adapters of ``pool``, which stay as they are coded;
+    ``error`` is the relative error allowed, None for none at all.
+    """
+
+    sources: Sequence[Source]
+    kept: Sequence[Source]
+    pool: Packed | None
+    error: float | None
+
+
+def read(name: str, adapter: Adapter, facts: dict[str, Any], digest: str) -> Source:
+    """Read every tensor of ``adapter``. Raises BadValueError for NaN and infinity, naming the tensor."""
+    checkpoint = adapter.checkpoint
+    layouts = layouts_of(adapter)
+    parts = {}
+    for tensor in sorted(checkpoint.tensors):
+        stored = checkpoint.read(tensor)
+        if (at := first_nonfinite(stored)) is not None:
+            raise BadValueError(
+                f"{checkpoint.path}: {tensor} holds NaN or infinity (first at flat index {at}): this adapter "
+                "is broken, get or train it again"
+            )
+        parts[tensor] = Part(name, f"{name}/{tensor}", stored, layouts[tensor])
+    return Source(name, adapter, parts, facts, digest, checkpoint.nbytes)
+
+
+def layouts_of(adapter: Adapter) -> dict[str, Layout]:
+    """Of each tensor what its rank vectors are; tensors that are no factors are cut in rows, too."""
+    infos = adapter.checkpoint.tensors
+    found: dict[str, Layout] = {
+        name: "rows" if len(info.shape) > 1 else "whole" for name, info in infos.items()
+    }
+    for module in adapters.read(adapter.checkpoint).modules:
+        if len(infos[module.b].shape) > 1:
+            found[module.b] = "columns"
+    return found
+
+
+def is_float(tensor: Stored) -> bool:
+    """Whether this can be computed with."""
+    return tensor.dtype in FLOATS
