@@ -366,10 +366,8 @@ def test_every_command_takes_a_compact_file_for_the_lora_it_is(small: Path, tmp_
     assert (seen.kind, len(seen.modules), seen.problems) == ("MoS", len(MODULES), [])
     assert api.verify(small).ok
     assert all(tensor.change[1] < 1e-9 for tensor in api.diff([small, folder]).tensors)
-    packed = [
-        api.compress(source, tmp_path / f"{i}.p", error=0.3) for i, source in enumerate((small, folder))
-    ]
-    assert packed[0].error == packed[1].error
+    packed = api.compress(small, tmp_path / "packed", error=0.3)
+    assert packed.error <= 0.3 and len(packed.modules) == len(MODULES)
     made = [
         api.merge([source, source], tmp_path / f"merged{i}", weights=[1.0, 0.5])
         for i, source in enumerate((small, folder))
