@@ -7,28 +7,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from paring import adapters, registry
+from paring import adapters
 from paring.adapters.ranks import needed as needed_ranks
 from paring.adapters.view import Adapter
-from paring.budget import Dials, Trial, refuse
 from paring.checkpoint import digest, digest_sorted, open_checkpoint
-from paring.coding import Coded, Factors, Loss, loss_of, measured, total_error
+from paring.coding import Coded, Factors, Loss, measured, total_error
 from paring.dtypes import Stored, first_nonfinite, from_f32
-from paring.errors import BadFileError, BadValueError, BudgetError
+from paring.errors import BadFileError, BadValueError
 from paring.factors import factor_names, read_factors
-from paring.imaging import Builder, bits, rank_of
+from paring.imaging import bits, rank_of
 from paring.packed import open_packed
-from paring.packing import Image, Payload, Spec
+from paring.packing import Spec
 from paring.plan import CompressPlan, is_scalar
-from paring.report import CarriedReport, ModuleReport, Report, TriedReport, peak_rss_bytes
+from paring.report import CarriedReport, ModuleReport, Report, peak_rss_bytes
+from paring.solving import chosen
 
 _log = logging.getLogger("paring")
 
@@ -42,7 +41,7 @@ def run(plan: CompressPlan, *, dry_run: bool = False) -> Report:
     _log.info("reading %s tensors", f"{len(plan.source.tensors):,}")
     modules, whole, source_digest = _read(plan)
     carried, rounded = _carried(plan)
-    solved, tried = _chosen(plan, modules, whole, carried, lambda own: _facts(own, source_digest, rounded))
+    solved, tried = chosen(plan, modules, whole, carried, lambda own: _facts(own, source_digest, rounded))
     plan, found, coded, image = solved.plan, solved.losses, solved.coded, solved.image
     if not dry_run:
         decoded = digest(image.decoded())
@@ -130,114 +129,6 @@ def _carried(plan: CompressPlan) -> tuple[list[tuple[Spec, Stored]], dict[str, f
             errors[tensor.name] = (float(((wide - kept.data) ** 2).sum()) / energy) ** 0.5 if energy else 0.0
         items.append((Spec(tensor.name, stored.dtype, stored.shape, "F16" if narrow else None), kept))
     return items, errors
-
-
-@dataclass(frozen=True, eq=False)
-class _Solved:
-    """A plan carried out: the coding that meets its budget, what it loses, and the file that it makes."""
-
-    plan: CompressPlan
-    losses: list[Loss]
-    coded: Coded
-    image: Image
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """How good it is at its budget; less is better."""
-        error, nbytes = total_error(self.losses), self.image.nbytes
-        return (nbytes, error) if self.plan.budget.error is not None else (error, nbytes)
-
-
-def _chosen(
-    plan: CompressPlan,
-    modules: Sequence[Factors],
-    whole: Mapping[str, Stored],
-    carried: Sequence[tuple[Spec, Stored]],
-    facts: Callable[[CompressPlan], dict[str, Any]],
-) -> tuple[_Solved, list[TriedReport] | None]:
-    """What the plan's method makes; of a method that names others, what the best of them makes, and what was
-    tried.
-    """
-
-    def solve(own: CompressPlan) -> _Solved:
-        builder = Builder(own, modules, carried, facts(own))
-        return _Solved(own, *_solve(own, whole if own.whole else modules, builder))
-
-    if plan.method.sees != "methods":
-        return solve(plan), None
-    done: list[_Solved] = []
-    tried: list[TriedReport] = []
-    refused: list[BudgetError] = []
-    for name in plan.method.function(modules, plan.threads, plan.device, **plan.options):
-        method = registry.load("compress", name)
-        _log.info("trying %s", name)
-        try:
-            done.append(solve(replace(plan, method=method, options=method.parse({}))))
-            tried.append(TriedReport(name, done[-1].image.nbytes, total_error(done[-1].losses)))
-        except BudgetError as error:
-            refused.append(error)
-            tried.append(TriedReport(name, why=str(error)))
-    if not done:
-        raise refused[0]
-    return min(done, key=lambda solved: solved.rank), tried
-
-
-def _solve(
-    plan: CompressPlan, seen: Sequence[Factors] | Mapping[str, Stored], builder: Builder
-) -> tuple[list[Loss], Coded, Image]:
-    """The coding that meets the budget, what it loses, and the file that it makes."""
-    _log.info("loading kernels (compiled once, on first use)")
-    family = plan.method.function(seen, plan.threads, plan.device, **plan.options)
-    modules = builder.modules
-    loss = lru_cache(maxsize=2 * len(modules))(loss_of)
-
-    def build(dial: int) -> tuple[list[Loss], Coded, Image]:
-        coded = family.encode(dial)
-        found = [loss(f, coded.tensors.get(f.a), coded.tensors.get(f.b) if f.b else None) for f in modules]
-        return found, coded, builder.image(coded, found)
-
-    @cache  # of the figures only: codings of large adapters are not kept
-    def trial(dial: int) -> Trial:
-        found, _, image = build(dial)
-        tried = Trial(dial, image.nbytes, total_error(found))
-        _log.info("solving the budget: %s bytes lose %.4f", f"{tried.nbytes:,}", tried.error)
-        return tried
-
-    if family.fixed is not None:
-        if plan.asked and not _met(plan, trial(family.fixed)):
-            raise _refusal(plan, trial(family.fixed), builder.fixed)
-        return build(family.fixed)
-    dials = Dials.of(trial, family)
-    most = plan.most_bytes
-    best = dials.for_error(plan.budget.error or 0.0) if most is None else dials.for_size(most)
-    if best is None:
-        raise _refusal(plan, dials.least_error() if most is None else dials.trial(0), builder.fixed)
-    return build(best.dial)
-
-
-def _met(plan: CompressPlan, tried: Trial) -> bool:
-    """Whether ``tried`` meets the budget."""
-    most = plan.most_bytes
-    return tried.error <= (plan.budget.error or 0.0) if most is None else tried.nbytes <= most
-
-
-def _refusal(plan: CompressPlan, best: Trial, carried: Sequence[Payload]) -> BudgetError:
-    """Why the budget cannot be met: ``best`` is the smallest trial, or the one that loses least."""
-    if plan.most_bytes is None:
-        blocked = f" by method {plan.method.name} with these options"
-        return refuse(plan.budget, best, plan.source.nbytes, plan.elements, blocked)
-    smallest = best
-    weight = sum(len(payload.data) for payload in carried)
-    blocked = f": the smallest file takes {smallest.nbytes} bytes"
-    if weight > smallest.nbytes // 4:
-        largest = max(plan.carried, key=lambda tensor: tensor.nbytes)
-        blocked += (
-            f", {weight} of them for {len(plan.carried)} carried tensors such as {largest.name} "
-            f"({largest.why}; see --carry)"
-        )
-    # the file tells its budget: the digits of the one that is met may take some bytes more
-    best = replace(smallest, nbytes=smallest.nbytes + 16)
-    return refuse(plan.budget, best, plan.source.nbytes, plan.elements, blocked)
 
 
 def _facts(plan: CompressPlan, source_digest: str, rounded: Mapping[str, float]) -> dict[str, Any]:
