@@ -38,8 +38,9 @@ _BUDGETS = ("ratio", "error", "bits_per_param")
     default="lossless",
     show_default=True,
     metavar="lossless|fp16|drop",
-    help="What becomes of tensors that are not factors.",
+    help="What becomes of tensors that are not factors; or of norms and biases (priced codes those).",
 )
+@click.option("--base", metavar="BASE", help="Of a full fine-tune: the model that it was tuned from.")
 @click.option(
     "-o",
     "--output",

@@ -13,12 +13,13 @@ from paring.cli import _common as common
     "-o", "--output", required=True, metavar="OUT", help="A folder that PEFT loads, or a .safetensors file."
 )
 @click.option("--adapter", metavar="NAME", help="Which one of a pool: PACKED#NAME.")
+@click.option("--base", metavar="BASE", help="Of a packed fine-tune: the model that it was tuned from.")
 @click.option("--dtype", metavar="fp64|fp32|fp16|bf16", help="Cast to this.  [default: as in the source]")
 @common.threads
 @common.overwrite
 @common.shown
 def command(
-    packed: str, output: str, adapter: str | None, dtype: str | None, threads: int | None, overwrite: bool,
+    packed: str, output: str, adapter: str | None, base: str | None, dtype: str | None, threads: int | None, overwrite: bool,
     as_json: bool, quiet: bool, verbose: bool, debug: bool,
 ) -> None:  # fmt: skip
     """Decode a packed file to an ordinary adapter."""
@@ -26,7 +27,7 @@ def command(
 
     with common.progress(f"decompressing {packed}", quiet=quiet, verbose=verbose):
         report = api.decompress(
-            packed, output, adapter=adapter, dtype=dtype, overwrite=overwrite, threads=threads
+            packed, output, adapter=adapter, base=base, dtype=dtype, overwrite=overwrite, threads=threads
         )
     if as_json:
         common.print_json(report)

@@ -10,13 +10,16 @@ from paring.cli import _common as common
 @click.command("verify", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("file")
 @click.option("--source", metavar="SRC", help="What it was made of: the recorded error is measured again.")
+@click.option("--base", metavar="BASE", help="Of a packed fine-tune: the model that it was tuned from.")
 @common.shown
-def command(file: str, source: str | None, as_json: bool, quiet: bool, verbose: bool, debug: bool) -> int:
+def command(
+    file: str, source: str | None, base: str | None, as_json: bool, quiet: bool, verbose: bool, debug: bool
+) -> int:
     """Check a file: checksums, digests, finite values, complete pairs."""
     from paring import api
 
     with common.progress(f"verifying {file}", quiet=quiet, verbose=verbose):
-        found = api.verify(file, source)
+        found = api.verify(file, source, base=base)
     if as_json:
         common.print_json(found)
     elif not quiet:

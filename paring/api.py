@@ -61,6 +61,7 @@ def compress(
     bits_per_param: float | None = None,
     method: str = "spectral",
     carry: str = "lossless",
+    base: PathLike | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     threads: int | None = None,
@@ -73,6 +74,10 @@ def compress(
     (relative, of the updates, at most) and ``bits_per_param`` (at most); by default 16 times smaller than
     fp16. ``options`` are those of ``method``. ``carry`` says what becomes of tensors that are not factors:
     ``lossless``, ``fp16`` or ``drop``. The file is read again and measured before it takes its place.
+
+    A full checkpoint is compressed as what it adds to its ``base``, from which :func:`decompress` makes it
+    again. ``carry`` then says what becomes of norms and biases: ``lossless``, ``fp16``, ``priced`` (coded as
+    matrices are) or ``drop``.
 
     A method that sees adapters all together (``mos``) takes several sources and writes one pool, of which
     ``FILE#NAME`` is one adapter; a pool among them is added to. It loses nothing without ``error``.
@@ -98,6 +103,15 @@ def compress(
     if len(sources) != 1:
         raise OptionError(f"method {method} takes one adapter at a time, not {len(sources)} all together")
     (source,) = sources
+    if base is not None:
+        from paring.finetuned import plan as finetuning
+
+        if finetuning.is_full(source):
+            return finetuning.compress(
+                source, base, output, dry_run=dry_run, budget=budget, method=method, options=options,
+                carry=carry, overwrite=overwrite, threads=threads, device=device,
+            )  # fmt: skip
+        raise OptionError(f"--base is for full checkpoints; {source} is an adapter, which needs none")
     plan = plan_compress(
         source, output, budget=budget, method=method, options=options, carry=carry, overwrite=overwrite,
         threads=threads, device=device,
@@ -111,6 +125,7 @@ def decompress(
     output: PathLike,
     *,
     adapter: str | None = None,
+    base: PathLike | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
     threads: int | None = None,
@@ -118,15 +133,16 @@ def decompress(
     """Decode a packed file to ``output``: a file when that ends in .safetensors, else a folder that PEFT
     loads.
 
-    ``adapter`` is one of a pool, by name or number; ``POOL#NAME`` as source says the same. ``dtype`` (fp64,
-    fp32, fp16, bf16) casts floating-point tensors; by default each keeps the source's. Raises
+    ``adapter`` is one of a pool, by name or number; ``POOL#NAME`` as source says the same. ``base`` is the
+    model of which a packed full fine-tune holds the changes; it must be the very one. ``dtype`` (fp64, fp32,
+    fp16, bf16) casts floating-point tensors; by default each keeps the source's. Raises
     UnsupportedError, BadFileError, BadValueError (overflow), OptionError, OutputError.
     """
     from paring import decompressing
 
     return decompressing.run(
         Path(chosen(source, adapter)), Path(output), dtype=dtype, overwrite=overwrite,
-        threads=thread_count(threads),
+        threads=thread_count(threads), base=_text(base),
     )  # fmt: skip
 
 
@@ -363,8 +379,10 @@ def inspect(path: PathLike, *, plot: PathLike | None = None, overwrite: bool = F
     return inspecting.inspect(Path(path), None if plot is None else Path(plot), overwrite)
 
 
-def verify(path: PathLike, source: PathLike | None = None) -> Verification:
-    """Whether a file is sound, and with ``source`` whether it loses what it says. Raises BadFileError."""
+def verify(path: PathLike, source: PathLike | None = None, *, base: PathLike | None = None) -> Verification:
+    """Whether a file is sound, and with ``source`` whether it loses what it says; that of a full fine-tune
+    needs its ``base`` for that. Raises BadFileError, OptionError.
+    """
     from paring import inspecting
 
-    return inspecting.verify(Path(path), None if source is None else Path(source))
+    return inspecting.verify(Path(path), None if source is None else Path(source), _text(base))

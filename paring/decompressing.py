@@ -13,6 +13,7 @@ from paring import atomic
 from paring.checkpoint import open_checkpoint
 from paring.dtypes import FLOATS, Stored, from_f32, itemsize, numel
 from paring.errors import BadFileError, OptionError, UnsupportedError
+from paring.finetuned.table import holds_delta
 from paring.packed import Packed, open_source
 from paring.report import Report, peak_rss_bytes
 from paring.safetensors_io import raw_bytes, write_safetensors
@@ -22,8 +23,9 @@ CONFIG = "adapter_config.json"
 
 
 def run(
-    source: str | Path, output: str | Path, *, dtype: str | None, overwrite: bool, threads: int
-) -> Report:
+    source: str | Path, output: str | Path, *, dtype: str | None, overwrite: bool, threads: int,
+    base: str | None = None,
+) -> Report:  # fmt: skip
     """Decode ``source`` to ``output``: a file when that ends in .safetensors, else a folder with its
     configuration.
 
@@ -38,6 +40,12 @@ def run(
     if not isinstance(opened, Packed):
         raise UnsupportedError(f"{source} is not a packed file: there is nothing to decompress")
     target = Path(output)
+    if holds_delta(opened):
+        from paring.finetuned.restoring import restore
+
+        return restore(opened, target, base, dtype=dtype, overwrite=overwrite)
+    if base is not None:
+        raise OptionError(f"--base: {source} is no delta of a full fine-tune, it needs none")
     atomic.refuse_same_file(target, [source, *opened.inputs])
     config = opened.config(CONFIG)
     warnings = []

@@ -16,6 +16,7 @@ from paring.contents import Held
 from paring.dtypes import Stored, first_nonfinite
 from paring.errors import BadFileError, OptionError, ParingError
 from paring.factors import read_factors
+from paring.finetuned.table import holds_delta, read_table
 from paring.mos.file import MosFile
 from paring.packed import Packed, open_source
 from paring.packing import MANIFEST
@@ -36,6 +37,10 @@ def inspect(path: str | Path, plot: Path | None = None, overwrite: bool = False)
         return inspect_pool(opened, plot, overwrite)
     if plot is not None:
         raise OptionError(f"--plot: {path} is no pool of adapters, there is no sharing to draw")
+    if isinstance(opened, Packed) and holds_delta(opened):
+        from paring.finetuned.looking import inspect_delta
+
+        return inspect_delta(opened, _packed(opened))
     adapter = adapters.read(opened, derived=True)
     infos = opened.tensors.values()
     return Inspection(
@@ -115,7 +120,9 @@ def _packed(opened: Packed) -> dict[str, Any]:
     }
 
 
-def verify(path: str | Path, source: str | Path | None = None) -> Verification:
+def verify(
+    path: str | Path, source: str | Path | None = None, base: str | Path | None = None
+) -> Verification:
     """Check a file: payload checksums, the digest of what decodes, finite values, complete pairs; and with
     ``source`` that it was made of that very source and loses as much as it says.
 
@@ -127,6 +134,13 @@ def verify(path: str | Path, source: str | Path | None = None) -> Verification:
         raise OptionError(f"--source: {path} is a pool: name one of its adapters, as in {path}#1")
     if source is not None and not isinstance(opened, Packed):
         raise OptionError(f"--source: {path} is not a packed file; there is no recorded error to check")
+    delta = isinstance(opened, Packed) and holds_delta(opened)
+    if delta != (base is not None) and (base or source):
+        raise OptionError(
+            f"--source of a delta, {path}, needs its --base, too"
+            if delta
+            else f"--base: {path} is no delta of a full fine-tune"
+        )
     found = Verification(inputs=[str(path)])
     if isinstance(opened, Packed):
         for held in opened.payloads:
@@ -137,15 +151,38 @@ def verify(path: str | Path, source: str | Path | None = None) -> Verification:
     if source is not None and isinstance(opened, Packed):
         original = open_source(source)
         _check(found, "digest of the source", lambda: _same_source(opened, original))
+        if base is not None:
+            return _delta(found, opened, original, base)
         if found.ok:
             recorded = float(opened.facts.get("error", 0.0))
             _check(found, "recorded error", lambda: _loss(found, opened, original, recorded))
     return found
 
 
+def _delta(found: Verification, opened: Packed, tuned: Checkpoint, base: str | Path) -> Verification:
+    """The base of a packed fine-tune, and how much is lost of that."""
+    from paring.finetuned import looking
+
+    below = open_source(base)
+    _check(found, "digest of the base", lambda: looking.base_trouble(opened, below))
+
+    def same() -> str | None:
+        recorded = float(opened.facts.get("error", 0.0))
+        found.error, found.error_recorded = looking.measured(opened, below, tuned), recorded
+        close = abs(found.error - recorded) <= 1e-5
+        return None if close else f"{found.error:.6f}, recorded {recorded:.6f}"
+
+    if found.ok:
+        _check(found, "recorded error", same)
+    return found
+
+
 def _problems(opened: Checkpoint) -> Iterable[str]:
     if isinstance(opened, Packed) and holds_adapters(opened):
         return problems(opened)
+    if isinstance(opened, Packed) and holds_delta(opened):
+        read_table(opened)
+        return ()
     return adapters.read(opened).problems
 
 

@@ -1,0 +1,1 @@
+"""Full fine-tunes as deltas of their base: packed, restored, looked into."""
