@@ -19,8 +19,8 @@ from paring.cli import _common as common
 @common.overwrite
 @common.shown
 def command(
-    packed: str, output: str, adapter: str | None, base: str | None, dtype: str | None, threads: int | None, overwrite: bool,
-    as_json: bool, quiet: bool, verbose: bool, debug: bool,
+    packed: str, output: str, adapter: str | None, base: str | None, dtype: str | None,
+    threads: int | None, overwrite: bool, as_json: bool, quiet: bool, verbose: bool, debug: bool,
 ) -> None:  # fmt: skip
     """Decode a packed file to an ordinary adapter."""
     from paring import api

@@ -130,7 +130,7 @@ def plan_finetuned(
     workers, device = thread_count(threads), pick(device)
     tuned, below = _open(Path(source), "is"), _open(Path(base), "is, as --base,")
     target = Path(output) if output is not None else default_output(Path(source))
-    atomic.refuse_same_file(target, [source, base, *tuned.inputs, *below.inputs])
+    atomic.refuse_same_file(target, [Path(source), Path(base), *tuned.inputs, *below.inputs])
     atomic.refuse_existing(target, overwrite)
     refuse_sealed(target)
     rows, missing = _rows(tuned, below)

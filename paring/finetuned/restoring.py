@@ -252,7 +252,7 @@ def beside(checkpoint: Checkpoint) -> dict[str, Path]:
     from fnmatch import fnmatchcase
 
     home = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    out = {}
+    out: dict[str, Path] = {}
     for found in sorted(home.iterdir()):
         if any(fnmatchcase(found.name, pattern) for pattern in BESIDE) and ":" not in found.name:
             inside = sorted(found.iterdir()) if found.is_dir() else [found]

@@ -31,7 +31,8 @@ def _rates() -> tuple[F64, npt.NDArray[np.int64]]:
 
 
 @jit()
-def _bits(k: Any, following: Any, rate: Any, width: int) -> float:
+def _bits(k: Any, following: Any, rate: Any, width: Any) -> float:
+    state: Any
     span, state, total = width // 2, 0, 0.0
     for value in k:
         total += rate[state & 1, span + min(max(np.int64(value), -span), span)]
@@ -45,7 +46,7 @@ def _quantise(
     widths: Any, following: Any, k: Any,
 ) -> None:  # fmt: skip
     for row in range(len(x)):
-        cls = np.int64(classes[row])
+        cls: Any = np.int64(classes[row])
         if cls == 0 or not steps[row] > 0:
             classes[row] = 0
             continue
@@ -55,7 +56,8 @@ def _quantise(
         if not k[row].any():
             classes[row] = 0
             continue
-        best, least = cls, np.inf
+        best: Any = cls
+        least = np.inf
         for candidate in range(max(1, cls - _NEAR), min(len(widths) - 1, cls + _NEAR) + 1):
             found = _bits(k[row], following, rates[candidate], widths[candidate])
             if found < least:
