@@ -21,6 +21,8 @@ from paring.finetuned.restoring import beside, difference, wide
 from paring.finetuned.table import FILE, Row
 from paring.packing import OWN_PAYLOAD, Image, Payload, Spec, payloads
 
+_FILE = "a file, not as beside the base"
+
 
 class Fixed:
     """What is the same at every price: vectors, tensors that are not in the base, files.
@@ -45,7 +47,8 @@ class Fixed:
 
     def _put(self, name: str, item: Stored, nbytes: int, why: str, error: float | None = None) -> None:
         self.items.append((Spec(name, item.dtype, item.shape), item))
-        self.listed.append((name, nbytes, why, error))
+        shown = name.removeprefix(FILE) if why == _FILE else name.removesuffix(BITS).removesuffix(DELTA)
+        self.listed.append((shown, nbytes, why, error))
 
     def _vector(self, row: Row, mine: Stored, cast: Stored, below: Stored, carry: str) -> None:
         energy, made, why = squares(mine, below), mine, "no matrix: its delta, lossless"
@@ -73,7 +76,7 @@ class Fixed:
             if name in theirs and theirs[name].read_bytes() == data:
                 same.append(name)
             else:
-                self._put(FILE + name, Stored("U8", np.frombuffer(data, np.uint8)), len(data), "a file")
+                self._put(FILE + name, Stored("U8", np.frombuffer(data, np.uint8)), len(data), _FILE)
         return tuple(same)
 
 

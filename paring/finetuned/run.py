@@ -176,9 +176,7 @@ def _refusal(plan: Plan, coding: Coding, best: Trial) -> BudgetError:
     if plan.most_bytes is None:
         return refuse(plan.budget, best, plan.tuned.nbytes, plan.elements, " by this method")
     weight = sum(payload.nbytes for payload in coding.fixed.payloads)
-    blocked = (
-        f": the smallest file takes {best.nbytes} bytes, {weight} of them for what is no matrix (see --carry)"
-    )
+    blocked = f": the smallest file takes {best.nbytes} bytes, {weight} of them beside matrices (see --carry)"
     padded = Trial(best.dial, best.nbytes + 16, best.error)
     return refuse(plan.budget, padded, plan.tuned.nbytes, plan.elements, blocked)
 
