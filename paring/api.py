@@ -91,6 +91,8 @@ def compress(
     sources = [source] if isinstance(source, str | os.PathLike) else list(source)
     chosen = registry.load("compress", method)
     if chosen.sees == "adapters":
+        if base is not None:
+            raise OptionError(f"--base is for full checkpoints: method {method} takes adapters")
         from paring.pooling import plan as pooling
         from paring.pooling import pool
 

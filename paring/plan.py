@@ -178,7 +178,7 @@ def _nothing(adapter: Adapter) -> str:
     if adapter.dialect == "none":
         return (
             f"{path}: no adapter factors among its {len(carried)} tensors (the first is {carried[0].name}); "
-            "compress takes adapters"
+            "compress takes adapters, or a full fine-tune with its --base"
         )
     return f"{path}: nothing here can be compressed; {carried[0].name} is {carried[0].why}"
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import paring
 from paring import atomic, compressing
 from paring.budget import Budget
 from paring.checkpoint import Checkpoint
 from paring.errors import BadFileError, OptionError, UnsupportedError
+from paring.finetuned.plan import compress
+from paring.finetuned.table import holds_delta
 from paring.merging import verb
 from paring.merging.planning import check
 from paring.merging.recipes.stored import inputs_of, request_of
@@ -99,6 +102,8 @@ def _compress(opened: Packed, made: Path, output: Path, how: How, source: Path |
     path = source or _find(made, [file, Path(stem) / file, Path(stem)], origin["name"])
     budget = Budget(*(options.pop(name, None) for name in ("ratio", "error", "bits_per_param")))
     carry = options.pop("carry")
+    if holds_delta(opened):
+        return _delta(path, made, output, how, (budget, method, options, carry, device), origin["sha256"])
     plan = plan_compress(
         path, output, budget=budget, method=method, options=options, carry=carry,
         overwrite=how.overwrite, threads=how.threads, device=device,
@@ -107,6 +112,19 @@ def _compress(opened: Packed, made: Path, output: Path, how: How, source: Path |
         if plan.source.digest() != origin["sha256"]:
             raise BadFileError(f"{path} is not what {made} was made of: its tensors differ")
         return compressing.run(plan, dry_run=how.dry_run)
+
+
+def _delta(path: Path, made: Path, output: Path, how: How, asked: Sequence[Any], sha256: str) -> Report:
+    """A full fine-tune; its base is where it was."""
+    budget, method, options, carry, device = asked
+    base = _find(made, [Path(str(options["base"]))], str(options.pop("base")))
+    with open_source(path) as opened:
+        if opened.digest() != sha256:
+            raise BadFileError(f"{path} is not what {made} was made of: its tensors differ")
+    return compress(
+        path, base, output, dry_run=how.dry_run, budget=budget, method=method, options=options, carry=carry,
+        overwrite=how.overwrite, threads=how.threads, device=device,
+    )  # fmt: skip
 
 
 def _find(made: Path, candidates: Sequence[Path], name: str) -> Path:

@@ -201,15 +201,14 @@ def error_of(restored: Restored, tuned: Any) -> float:
     from paring.finetuned.pairs import squares
 
     lost = energy = 0.0
-    for row in restored.table.rows:
+    for row in (row for row in restored.table.rows if row.twin is None):
         mine, made = tuned.read(row.name), restored.read(row.name)
         if row.base is None or not squares.applies(mine):
             if made.tobytes() != mine.tobytes():
                 raise BadFileError(f"{row.name} is not as it was in {tuned.path}")
             continue
-        if row.twin is None:
-            lost += squares(mine, made)
-            energy += squares(mine, restored.base.read(row.base))
+        lost += squares(mine, made)
+        energy += squares(mine, restored.base.read(row.base))
     return (lost / energy) ** 0.5 if energy else 0.0
 
 
