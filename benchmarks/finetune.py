@@ -64,7 +64,7 @@ def by_matrix(found: Deltas, code: Callable[[F32], tuple[float, F32]]) -> tuple[
 
 def lora(found: Deltas, most: float) -> tuple[float, Deltas, int]:
     """Leading components in fp16, of one rank for all: the largest that fits ``most`` bytes."""
-    shapes = [d.shape for d in found.values() if d.ndim == 2 and d.any()]
+    shapes = [(d.shape[0], d.shape[1]) for d in found.values() if d.ndim == 2 and d.any()]
 
     def nbytes(rank: int) -> int:
         return int(vectors(found)[0] + sum(2 * min(rank, *shape) * sum(shape) for shape in shapes))

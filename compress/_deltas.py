@@ -15,76 +15,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr
 
 from paring import lowrank
-from paring.codecs.ternary import Ternary, from_trits
 from paring.codecs.trellis import Levels
 from paring.coding import Factors
 from paring.compress._priced import STEPS_PER_OCTAVE
-from paring.compress._spectral import _fitted, _items, _short, _Side
+from paring.compress._rows import SIDE_BITS, Rest, tables
+from paring.compress._spectral import _fitted, _items, _Side
 from paring.compress._trellis import PLAN, Worth, worth
 from paring.finetuned.parts import Matrix, Parts
 from paring.kernels.trellis import rows
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+#: a step of the price, and how many groups of rows have taken the next
+Setting = tuple[int, int]
 
 _OCTAVES = 60
 #: log2 of the trellis states by the number of entries: the search takes time in proportion to states
 _STATES = ((1_000_000, 8), (4_000_000, 6), (64_000_000, 4), (1 << 62, 3))
-#: bits beside the entries that a coded row takes: its class and, at times, a scale
-_SIDE_BITS = 6.0
-#: bits that a scale of its own takes
-_SCALE_BITS = 10.0
-#: the step of levels over the root of the price, which is best at all but the lowest rates
-_STEP = 1.7
-_BLOCK = 1 << 20  # entries that are worked on at once
-_FINE = 16  # entries of tables an octave
-_LOWEST, _HIGHEST = -4, 44  # log2 of the variance over the price, in tables
+#: rows that take the next step of the price together: of about so many entries, this many of a matrix at most
+_GROUP, _GROUPS = 1 << 17, 256
+#: log2 of the prices that are tried for components, over that of a bit elsewhere
+_OFFSETS = (*range(-6, 9), *range(10, 80, 3))
 #: a matrix with a smaller side than this is decomposed whole, others until components no longer pay
 _WHOLE = 1536
-
-
-@dataclass(frozen=True, eq=False)
-class _Table:
-    """What Gaussian entries of unit variance take and lose, by ``log2(variance / price)`` in sixteenths."""
-
-    bits: F64
-    lost: F64
-    plan: npt.NDArray[np.int64]  #: the row of PLAN, where levels are taken
-
-    def at(self, variances: F64, price: float) -> npt.NDArray[np.int64]:
-        with np.errstate(divide="ignore"):
-            places = np.round(_FINE * (np.log2(variances / price) - _LOWEST))
-        found: npt.NDArray[np.int64] = np.clip(places, 0, len(self.bits) - 1).astype(np.int64)
-        return found
-
-
-@cache
-def _tables() -> tuple[_Table, _Table]:
-    """Levels alone, and whichever of levels, signs and nothing costs least."""
-    prices = 2.0 ** -(np.arange((_HIGHEST - _LOWEST) * _FINE) / _FINE + _LOWEST)
-    rated = PLAN[:, 4] + prices[:, None] * PLAN[:, 3]
-    plan = rated.argmin(axis=1)
-    levels = _Table(PLAN[plan, 3], PLAN[plan, 4], plan)
-    t = np.linspace(0.3, 5.5, 521)
-    p = 2 * (1 - ndtr(t))
-    mean = 2 * np.exp(-t * t / 2) / np.sqrt(2 * np.pi) / p
-    lost, bits = 1 - p * mean**2, -p * np.log2(p) - (1 - p) * np.log2(1 - p) + p
-    signs = (lost + prices[:, None] * bits).argmin(axis=1)
-    bits, lost = np.append(bits, 0.0), np.append(lost, 1.0)
-    signs = np.where(lost[signs] + prices * bits[signs] < 1, signs, len(bits) - 1)
-    better = rated[np.arange(len(prices)), plan] < lost[signs] + prices * bits[signs]
-    whole = _Table(
-        np.where(better, levels.bits, bits[signs]), np.where(better, levels.lost, lost[signs]), plan
-    )
-    return levels, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +69,7 @@ class _Choice:
 
 
 class Deltas:
-    """Deltas at a price of a bit; the dial lowers it, a sixteenth of an octave and a matrix at a time."""
+    """Deltas at a price of a bit; the dial lowers it by sixteenths of an octave, some rows at a time."""
 
     turns: tuple[int, ...] = ()
     fixed: int | None = None
@@ -124,27 +84,40 @@ class Deltas:
         tops = [float(found.max(initial=0)) for p in self._parts for found in (p.energies, p.s**2)]
         self._top = max(tops, default=0.0) or 1.0
         self.energy = sum(float(part.energies.sum()) for part in self._parts)
-        self.dials = _OCTAVES * STEPS_PER_OCTAVE * max(1, len(matrices))
+        self._groups = [max(1, min(_GROUPS, m.rows, m.rows * m.columns // _GROUP)) for m in matrices]
+        self.dials = _OCTAVES * STEPS_PER_OCTAVE * max(1, sum(self._groups))
         self._chosen = lru_cache(maxsize=64 * max(1, len(matrices)))(self._choose)
 
     def price(self, step: int) -> float:
         """The price of a bit at a step."""
         return float(self._top * 2.0 ** (-step / STEPS_PER_OCTAVE))
 
-    def steps(self, dial: int) -> list[int]:
-        """The step of each matrix at ``dial``."""
-        step, ahead = divmod(dial, max(1, len(self.matrices)))
-        return [step + (index < ahead) for index in range(len(self.matrices))]
+    def settings(self, dial: int) -> list[Setting]:
+        """The setting of each matrix at ``dial``."""
+        step, ahead = divmod(dial, max(1, sum(self._groups)))
+        out = []
+        for groups in self._groups:
+            mine = min(max(ahead, 0), groups)
+            out.append((step + 1, 0) if mine == groups else (step, mine))
+            ahead -= groups
+        return out
 
     def expected(self, dial: int) -> tuple[float, float]:
         """The bytes of all matrices at ``dial`` and the squared error, nearly; nothing is coded for it."""
-        found = [self._chosen(index, step) for index, step in enumerate(self.steps(dial))]
-        return sum(choice.bits for choice in found) / 8, sum(choice.lost for choice in found)
+        bits = lost = 0.0
+        for index, (step, ahead) in enumerate(self.settings(dial)):
+            share = ahead / self._groups[index]
+            choice = self._chosen(index, step)
+            bits, lost = bits + (1 - share) * choice.bits, lost + (1 - share) * choice.lost
+            if ahead:
+                choice = self._chosen(index, step + 1)
+                bits, lost = bits + share * choice.bits, lost + share * choice.lost
+        return bits / 8, lost
 
     def _choose(self, index: int, step: int) -> _Choice:
         part, price, best = self._parts[index], self.price(step), None
-        n, table, least = part.matrix.columns, _tables()[1], np.inf
-        for octave in range(12):
+        n, table, least = part.matrix.columns, tables()[1], np.inf
+        for octave in _OFFSETS:
             at = part.worth.at(part.s**2, price * 2.0**octave)
             kept = int((part.worth.of_v[at] >= 0).sum())
             bits = float(part.worth.bits[at].sum())
@@ -155,7 +128,7 @@ class Deltas:
             spread = float((held * lost_u).sum()) / max(1, len(part.U))
             energies = np.maximum(part.energies - gone, 0.0) + spread
             where = table.at(energies / n, price)
-            coded = n * table.bits[where] + _SIDE_BITS * (table.bits[where] > 0)
+            coded = n * table.bits[where] + SIDE_BITS * (table.bits[where] > 0)
             left = energies * table.lost[where]
             coded = np.where(left + price * coded < energies, coded, 0.0)
             left = np.where(coded > 0, left, energies)
@@ -167,12 +140,13 @@ class Deltas:
         assert best is not None
         return best
 
-    def code(self, index: int, step: int) -> Parts:
-        """One delta at the price of ``step``."""
-        part, price = self._parts[index], self.price(step)
+    def code(self, index: int, setting: Setting) -> Parts:
+        """One delta at its setting."""
+        part, (step, ahead) = self._parts[index], setting
         a, b = self._components(part, self._chosen(index, step).at)
         parts = Parts(part.matrix, a, b, None, None)
-        rest = _Rest(part.matrix, parts, price, self._bits)
+        first = part.matrix.rows * ahead // self._groups[index]
+        rest = Rest(part.matrix, parts, (self.price(step + 1), self.price(step)), first, self._bits)
         return Parts(part.matrix, a, b, *rest.code())
 
     def _components(self, part: _Part, at: npt.NDArray[np.int64]) -> tuple[Levels | None, Levels | None]:
@@ -234,87 +208,3 @@ def _paying(s: F64, energy: float, entries: int, values: Worth) -> int:
         [values.of_v[values.at(s[c : c + 1] ** 2, 1.386 * left[c])][0] >= 0 for c in range(len(s))]
     )
     return int(np.flatnonzero(pays).max(initial=-1)) + 1
-
-
-class _Rest:
-    """What the components of one delta leave, coded row by row, some rows at a time."""
-
-    def __init__(self, matrix: Matrix, parts: Parts, price: float, bits: int) -> None:
-        self._matrix, self._parts, self._price, self._bits = matrix, parts, price, bits
-        count, n = matrix.rows, matrix.columns
-        self._blocks = matrix.blocks(_BLOCK)
-        self._classes, self._steps = np.zeros(count, np.uint8), np.zeros(count)
-        self._k = np.zeros((0, n), np.int16)
-        self._kept, self._mean = np.zeros(count, np.int64), np.zeros(count)
-
-    def code(self) -> tuple[Levels | None, Ternary | None]:
-        inner = norm = 0.0
-        found = []
-        for start, stop in self._blocks:
-            k, products = self._block(start, stop)
-            found.append(k)
-            inner, norm = inner + products[0], norm + products[1]
-        shape = (self._matrix.rows, self._matrix.columns)
-        levels = None
-        if self._classes.any():
-            scale = _short(self._steps * (inner / norm if norm else 1.0), np.full(len(self._steps), 1e-4))
-            used = self._classes > 0
-            k = np.concatenate(found) if len(found) > 1 else found[0]
-            scales = np.where(used, scale, 0).astype(np.float32)
-            levels = Levels(shape, "rows", self._bits, self._classes, scales, k)
-        return levels, self._signs(shape)
-
-    def _left(self, start: int, stop: int) -> F32:
-        """Rows of what the components leave."""
-        D = self._matrix.read(start, stop)
-        return D - self._parts.block(start, stop).astype(np.float32) if self._parts.a is not None else D
-
-    def _block(self, start: int, stop: int) -> tuple[npt.NDArray[np.int16], tuple[float, float]]:
-        """Choose for rows ``start:stop``; the symbols of those on the trellis, and their products with what
-        they stand for and with themselves.
-        """
-        left, price, here = self._left(start, stop), self._price, slice(start, stop)
-        wide = left.astype(np.float64)
-        n, energies = left.shape[1], (wide**2).sum(axis=1)
-        table = _tables()[0]
-        kept, mean, _, cost = rows.largest(left, price, side=_SIDE_BITS)
-        at = table.at(energies / n, price)
-        rated = energies * table.lost[at] + price * (n * table.bits[at] + _SIDE_BITS)
-        graded = (rated < cost) & (rated < energies)
-        self._kept[here], self._mean[here] = np.where(graded, 0, kept), mean
-        # a trellis has levels up to some 7 bits: of rows that would need more, all get a wider step
-        widest = PLAN[-1, 1] * np.sqrt(energies / n)
-        steps = np.maximum(_STEP * price**0.5, widest)
-        prices = np.where(steps > widest, price, steps**2 / _STEP**2)
-        classes = np.where(graded, PLAN[table.plan[at], 2], 0).astype(np.uint8)
-        k = rows.quantise(wide, prices, steps, classes, self._bits)
-        self._classes[here], self._steps[here] = classes, np.where(classes > 0, steps, 0.0)
-        made = rows.levels(k, classes, self._bits) * steps[:, None]
-        return k, (float((made * wide).sum()), float((made * made).sum()))
-
-    def _signs(self, shape: tuple[int, int]) -> Ternary | None:
-        """The rows that are signs of their largest entries: with one scale, or their own where that pays."""
-        total = int(self._kept.sum())
-        if not total:
-            return None
-        common = float(_brief(np.array([float((self._kept * self._mean).sum()) / total]))[0])
-        own = self._kept * (self._mean - common) ** 2 > _SCALE_BITS * self._price
-        scale = np.where(own, _brief(self._mean), common)
-        trits = np.zeros(shape, np.int8)
-        for start, stop in self._blocks:
-            chosen = start + np.flatnonzero(self._kept[start:stop])
-            if not len(chosen):
-                continue
-            left = self._left(start, stop)
-            for each, fixed in ((chosen[own[chosen]], 0.0), (chosen[~own[chosen]], common)):
-                rest = left[each - start]
-                _, _, threshold, _ = rows.largest(rest, self._price, fixed, _SIDE_BITS)
-                trits[each] = np.sign(rest) * (np.abs(rest) >= threshold[:, None])
-        return from_trits(trits, np.where(trits.any(axis=1), scale, 0.0), "rows")
-
-
-def _brief(x: F64) -> F64:
-    """``x`` rounded to five bits."""
-    mantissa, exponent = np.frexp(x)
-    brief: F64 = np.ldexp(np.round(np.ldexp(mantissa, 5)), exponent - 5)
-    return brief

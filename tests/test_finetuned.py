@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -103,29 +102,6 @@ def test_vectors_may_be_rounded_or_left_at_the_base(
     decompress(tmp_path / "p", tmp_path / "back", base=base)
     true, made = (delta(x, base)["layers.0.norm.weight"] for x in (tuned, tmp_path / "back"))
     assert least < float((true - made).norm() / true.norm()) < most
-
-
-def test_planted_parts_are_found_by_what_suits_them(tmp_path: Path) -> None:
-    """Rank 2 goes to the factors, scattered equal entries to signs, noise that is worth it to levels."""
-    generator = torch.Generator().manual_seed(3)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator)
-
-    base = {f"{name}.weight": normal(128, 96) for name in ("low", "sparse", "both", "dense")}
-    low = normal(128, 2) @ normal(2, 96)
-    sparse = 3 * torch.sign(normal(128, 96)) * (torch.rand(128, 96, generator=generator) < 0.02)
-    added = {"low": low, "sparse": sparse, "both": low + sparse, "dense": 0.7 * normal(128, 96)}
-    tuned = {f"{name}.weight": base[f"{name}.weight"] + added[name] for name in added}
-    compress(put(tmp_path / "t", tuned), tmp_path / "p", base=put(tmp_path / "b", base), error=0.25)
-    parts = {name: {n.split(":")[1] for n in load(tmp_path / "p") if n.startswith(name)} for name in added}
-    assert parts["low"] == {"A", "B"} and parts["sparse"] == {"signs"}
-    assert {"A", "B", "signs"} <= parts["both"] and "levels" in parts["dense"]
-    packed = load(tmp_path / "p")
-    assert packed["both.weight:A"].shape[0] == packed["low.weight:A"].shape[0] == 2
-    where = packed["both.weight:signs"] != 0
-    assert (where == (sparse != 0)).float().mean() > 0.995
-    assert {m.name: m.rank for m in inspect(tmp_path / "p").modules}["low.weight"] == 2
 
 
 def test_rounding_to_a_narrow_dtype_is_in_the_error_and_counted(tmp_path: Path) -> None:
@@ -289,17 +265,3 @@ def test_rerun_and_command_line(tmp_path: Path) -> None:
     found = inspect(out)
     assert found.kind == "delta of a fine-tune" and found.base == "base" and not found.problems
     assert open_checkpoint(out).metadata["version"] == "1"
-
-
-def test_the_difference_of_bits_goes_both_ways() -> None:
-    from paring.dtypes import Stored
-    from paring.finetuned.restoring import added, difference
-
-    rng = np.random.default_rng(0)
-    for dtype, kind in (("F32", "<f4"), ("F16", "<f2"), ("F64", "<f8")):
-        a, b = (rng.standard_normal(1000).astype(kind) for _ in range(2))
-        b[:10] = -a[:10]
-        found = difference(Stored(dtype, a), Stored(dtype, b))
-        assert added(Stored(dtype, b), found).tobytes() == a.tobytes()
-        near = difference(Stored(dtype, a), Stored(dtype, np.nextafter(a, a.dtype.type(np.inf))))
-        assert set(np.unique(near.data)) <= {1, 2}

@@ -127,14 +127,14 @@ class Found:
 
 
 class Coding:
-    """Images of a fine-tune by dial. Codings of the last two settings of each matrix are kept, as bytes."""
+    """Images of a fine-tune by dial. Codings of the last settings of each matrix are kept, as bytes."""
 
     def __init__(
         self, plan: Plan, coder: Any, pairs: Pairs, rows: Sequence[Row], fixed: Fixed, facts: dict[str, Any]
     ) -> None:
         self.coder, self.fixed = coder, fixed
         self._plan, self._pairs, self._rows, self._facts = plan, pairs, rows, facts
-        self._kept: dict[tuple[int, int], Built] = {}
+        self._kept: dict[int, list[tuple[Any, Built]]] = {}
         self._energy = fixed.energy + float(coder.energy)
 
     def sketch(self, dial: int) -> tuple[float, float]:
@@ -144,12 +144,9 @@ class Coding:
 
     def image(self, dial: int) -> tuple[Image, Found]:
         """The file at ``dial``, and what it loses."""
-        jobs = list(enumerate(self.coder.steps(dial)))
+        jobs = list(enumerate(self.coder.settings(dial)))
         with ThreadPoolExecutor(self._plan.workers) as pool:
-            built = list(pool.map(lambda job: self._kept.get(job) or self._build(*job), jobs))
-        steps = {step for _, step in jobs}
-        near = {key: old for key, old in self._kept.items() if min(abs(key[1] - s) for s in steps) <= 1}
-        self._kept = near | dict(zip(jobs, built, strict=True))
+            built = list(pool.map(lambda job: self._coded(*job), jobs))
         found = Found(
             built,
             self.fixed.lost + sum(each.lost for each in built),
@@ -187,9 +184,19 @@ class Coding:
 
         return digest_sorted(decoded())
 
-    def _build(self, index: int, step: int) -> Built:
+    def _coded(self, index: int, setting: Any) -> Built:
+        """A delta at a setting; those of its last three are kept."""
+        kept = self._kept.setdefault(index, [])
+        for own, built in kept:
+            if own == setting:
+                return built
+        built = self._build(index, setting)
+        self._kept[index] = [*kept[-2:], (setting, built)]
+        return built
+
+    def _build(self, index: int, setting: Any) -> Built:
         row = self._rows[index]
-        parts: Parts = self.coder.code(index, step)
+        parts: Parts = self.coder.code(index, setting)
         own: list[Payload] = []
         shared: list[tuple[Spec, Any]] = []
         nbytes = kept = 0

@@ -1,7 +1,7 @@
 """Pack a full fine-tune as what it adds to its base: read, solve the budget, write, read again and measure.
 
 Tensors are worked on one by one. What stays in memory are the components that may pay of every matrix (fp32,
-at most half of its smaller side), the coded bytes of two settings of the dial, and of each matrix that a
+at most half of its smaller side), the coded bytes of three settings of the dial, and of each matrix that a
 thread works on some 24 bytes an entry; deltas are read again whenever they are coded.
 """
 
