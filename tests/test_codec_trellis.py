@@ -1,6 +1,7 @@
 """The trellis codec: what goes in comes out, in any selection, in threads; damage does no harm."""
 
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -221,7 +222,7 @@ def test_much_damage_is_refused_or_does_no_harm(draw):
 
 def header_of(codes, size):
     """A payload with a header of these bytes and ``size`` bytes behind it."""
-    deflate = trellis.zlib.compressobj(9, trellis.zlib.DEFLATED, -15)
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
     header = deflate.compress(bytes(codes)) + deflate.flush()
     return len(header).to_bytes(4, "little") + header + bytes(size)
 

@@ -1,14 +1,53 @@
-"""Headers of payloads: raw deflate streams, read no further than the container's shapes call for."""
+"""Deflate streams in payloads: headers and planes, inflated no further than the container's shapes call for;
+and how long a payload must be that may hold parts of no bytes.
+"""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
+
+from paring.dtypes import Array, numel
 from paring.errors import BadFileError
 
 #: bytes that one byte of a deflate stream can stand for
 MOST = 1032
+#: entries that one byte of a payload can stand for, where a part of zeros takes none
+_ENTRIES = 32_768
+
+
+def written(data: bytes) -> bytes:
+    """``data`` as the raw deflate stream that headers are."""
+    stream = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
+    return stream.compress(data) + stream.flush()
+
+
+def least_bytes(shapes: Sequence[tuple[int, ...]]) -> int:
+    """How long such a payload must be for tensors of these shapes: no small file may stand for any memory."""
+    return -(-sum(map(numel, shapes)) // _ENTRIES)
+
+
+def plane(part: memoryview, deflated: bool, n: int, what: str, window: int = -15) -> Array:
+    """The ``n`` bytes of a plane, uint8, stored as they are or deflated. ``what`` names it in errors."""
+    if deflated:
+        return exactly(part, n, what, window)
+    if len(part) != n:
+        raise BadFileError(f"{what} does not fit the shape of its tensor")
+    return np.frombuffer(part, np.uint8)
+
+
+def exactly(deflated: memoryview, n: int, what: str, window: int = -15) -> Array:
+    """The ``n`` bytes of a whole deflate stream, uint8: no more than one more is ever inflated."""
+    stream = zlib.decompressobj(window)
+    try:
+        out = stream.decompress(deflated, min(n, MOST * len(deflated)) + 1)
+    except zlib.error as error:
+        raise BadFileError(f"{what} is damaged") from error
+    if len(out) != n or not stream.eof or stream.unused_data:
+        raise BadFileError(f"{what} does not fit the shape of its tensor")
+    return np.frombuffer(out, np.uint8)
 
 
 def reader(deflated: bytes, what: str) -> Callable[[int], bytes]:

@@ -24,6 +24,7 @@ from hashlib import blake2b
 
 import numpy as np
 
+from paring.codecs import deflated
 from paring.codecs.stored import ITEM, PACK, most_bytes, values
 from paring.dtypes import FLOATS, Array, Stored, from_bytes, itemsize, numel
 from paring.errors import BadFileError
@@ -33,6 +34,7 @@ VERSION = 2
 
 __all__ = ["ID", "ITEM", "PACK", "VERSION", "decode", "encode", "key", "most_bytes", "values"]
 
+_WHAT = "stored data"
 _DEFLATED, _REPEATS = 1 << 63, 1 << 62
 _SAMPLE = 1 << 16
 _MOST = 65_536  # bytes that one byte of a payload may stand for
@@ -62,7 +64,7 @@ def encode(tensors: Sequence[Stored]) -> bytes:
             parts.append(packed)
             size += len(packed)
             words.append(len(packed) | (_DEFLATED if packed is not plane else 0))
-    header = _deflated(np.array(words, "<u8").tobytes(), zlib.Z_DEFAULT_STRATEGY, 9)
+    header = deflated.written(np.array(words, "<u8").tobytes())
     return b"".join((len(header).to_bytes(4, "little"), header, *parts))
 
 
@@ -89,8 +91,8 @@ def _shortest(plane: bytes) -> bytes:
     return packed if len(packed) < len(plane) else plane
 
 
-def _deflated(data: bytes, strategy: int, level: int = 6) -> bytes:
-    stream = zlib.compressobj(level, zlib.DEFLATED, -15, 9, strategy)
+def _deflated(data: bytes, strategy: int) -> bytes:
+    stream = zlib.compressobj(6, zlib.DEFLATED, -15, 9, strategy)
     return stream.compress(data) + stream.flush()
 
 
@@ -105,17 +107,20 @@ def decode(
     data = memoryview(payload)
     size = int.from_bytes(data[:4], "little")
     if len(data) < 4 + size:
-        raise BadFileError("stored data is cut short")
+        raise BadFileError(f"{_WHAT} is cut short")
     widths = list(map(itemsize, dtypes))
     if sum(numel(shape) * width for shape, width in zip(shapes, widths, strict=True)) > _MOST * len(data):
-        raise BadFileError("stored data is too short for the shapes of its tensors")
+        raise BadFileError(f"{_WHAT} is too short for the shapes of its tensors")
     firsts = [0, *itertools.accumulate(widths)]
     planes = _planes(data, size, firsts[-1])
 
     def read(index: int) -> Stored:
         shape, dtype = shapes[index], dtypes[index]
         n = numel(shape)
-        own = [_plane(part, packed, n) for part, packed in planes[firsts[index] : firsts[index + 1]]]
+        own = [
+            deflated.plane(part, packed, n, _WHAT)
+            for part, packed in planes[firsts[index] : firsts[index + 1]]
+        ]
         raw = np.empty((n, len(own)), np.uint8)
         for column, plane in enumerate(own):
             raw[:, column] = plane
@@ -131,38 +136,16 @@ def _planes(data: memoryview, size: int, count: int) -> list[tuple[memoryview, b
     """The stored bytes of each of ``count`` planes, and whether they are deflated."""
     out: list[tuple[memoryview, bool]] = []
     at = 4 + size
-    for word in _inflate(data[4:at], 8 * count).view("<u8").tolist():
+    for word in deflated.exactly(data[4:at], 8 * count, _WHAT).view("<u8").tolist():
         if word & _REPEATS:
             first = word & (_REPEATS - 1)
             if first >= len(out):
-                raise BadFileError("stored data is damaged: a part repeats a later one")
+                raise BadFileError(f"{_WHAT} is damaged: a part repeats a later one")
             out.append(out[first])
             continue
         end = at + (word & (_REPEATS - 1))
         out.append((data[at:end], word >= _DEFLATED))
         at = end
     if at != len(data):
-        raise BadFileError("stored data is damaged: its parts do not add up")
+        raise BadFileError(f"{_WHAT} is damaged: its parts do not add up")
     return out
-
-
-def _plane(part: memoryview, deflated: bool, n: int) -> Array:
-    """The ``n`` bytes of a plane."""
-    if deflated:
-        return _inflate(part, n)
-    if len(part) != n:
-        raise BadFileError("stored data does not fit the shape of its tensor")
-    return np.frombuffer(part, np.uint8)
-
-
-def _inflate(deflated: memoryview, n: int) -> Array:
-    """Exactly ``n`` bytes, uint8: no more than one more is ever inflated."""
-    stream = zlib.decompressobj(-15)
-    try:
-        # no stream stands for more than 1032 times its length
-        out = stream.decompress(deflated, min(n, 1032 * len(deflated)) + 1)
-    except zlib.error as error:
-        raise BadFileError("stored data is damaged") from error
-    if len(out) != n or not stream.eof or stream.unused_data:
-        raise BadFileError("stored data does not fit the shape of its tensor")
-    return np.frombuffer(out, np.uint8)

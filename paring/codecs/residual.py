@@ -21,7 +21,6 @@ where d is negative as -2d - 1. Tensors without exact part or levels are not in 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +30,6 @@ import numpy.typing as npt
 
 from paring import codecs
 from paring.codecs import deflated, trellis
-from paring.codecs.shards import least_bytes
 from paring.dtypes import FLOATS, STORAGE, Array, Stored, from_f32, itemsize, numel
 from paring.errors import BadFileError, UnsupportedError
 from paring.kernels.ternary.tensor import LAYOUTS, Layout, segments
@@ -125,8 +123,7 @@ def encode(items: Sequence[Difference]) -> bytes:
             across = b"" if item.mix.ndim == 0 else item.mix.shape[1].to_bytes(4, "little")
             raw = np.asarray(item.mix, "<f8").reshape(-1).view(np.uint8).reshape(-1, 8)
             mixes.append(across + raw.T.tobytes())
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
-    header = deflate.compress(b"".join([*rows, *mixes])) + deflate.flush()
+    header = deflated.written(b"".join([*rows, *mixes]))
     parts = []
     for part in (Stored, Levels):
         own = [item.left for item in items if isinstance(item.left, part)]
@@ -135,7 +132,7 @@ def encode(items: Sequence[Difference]) -> bytes:
     (exact, first), (levels, second) = parts
     sizes = np.array([len(header), len(exact), len(levels)], "<u4").tobytes()
     payload = b"".join((sizes, bytes([first, second]), header, exact, levels))
-    return payload.ljust(least_bytes([item.shape for item in items]), b"\0")
+    return payload.ljust(deflated.least_bytes([item.shape for item in items]), b"\0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +152,7 @@ def _rows(
     if len(payload) < _HEAD:
         raise BadFileError(f"{_WHAT} is cut short")
     size, exact, levels = (int(word) for word in np.frombuffer(payload[:12], "<u4"))
-    if _HEAD + size + exact + levels > len(payload) or len(payload) < least_bytes(shapes):
+    if _HEAD + size + exact + levels > len(payload) or len(payload) < deflated.least_bytes(shapes):
         raise BadFileError(f"{_WHAT} is cut short")
     take = deflated.reader(bytes(payload[_HEAD : _HEAD + size]), _WHAT)
     raw = take(_ROW * len(shapes))

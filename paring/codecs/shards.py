@@ -20,7 +20,6 @@ values.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,11 +36,10 @@ VERSION = 1
 PACK = "shards"
 
 __all__ = ["ID", "ITEM", "PACK", "VERSION", "Gather", "Pool", "cut", "decode", "encode", "layouts_of",
-           "least_bytes", "most_bytes", "moved", "references", "values"]  # fmt: skip
+           "most_bytes", "moved", "references", "values"]  # fmt: skip
 
 _WHAT = "shards data"
 _MOST_POOLS = 1 << 20
-_A_BYTE = 32_768  # a payload stands for no more entries than this for each of its bytes, as in trellis
 Index = npt.NDArray[np.int64]
 Moves = npt.NDArray[np.int16]
 
@@ -128,14 +126,9 @@ def encode(items: Sequence[Gather]) -> bytes:
         parts.append(_planes(item.index.astype(f"<u{1 << width}")))
         if item.moves is not None:
             parts.append(_planes(item.moves.astype("<i2")))
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
-    payload = deflate.compress(b"".join(parts)) + deflate.flush()
-    return payload.ljust(least_bytes([item.shape for item in items]), b"\0")
-
-
-def least_bytes(shapes: Sequence[tuple[int, ...]]) -> int:
-    """How long a payload must be: no small file may stand for any memory."""
-    return -(-sum(map(numel, shapes)) // _A_BYTE)
+    return deflated.written(b"".join(parts)).ljust(
+        deflated.least_bytes([item.shape for item in items]), b"\0"
+    )
 
 
 def _width(item: Gather) -> int:
@@ -170,7 +163,7 @@ def _layout(code: int) -> Layout:
 
 def _head(payload: bytes | memoryview, shapes: Sequence[tuple[int, ...]]) -> _Read:
     """Read and check all but the indices, taking no more memory than the payload can stand for."""
-    if len(payload) < least_bytes(shapes):
+    if len(payload) < deflated.least_bytes(shapes):
         raise BadFileError(f"{_WHAT} is too short for the shapes of its tensors")
     take = deflated.reader(bytes(payload), _WHAT)
     count = int.from_bytes(take(4), "little")

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from paring.dtypes import Array, Stored, from_bytes, itemsize, numel
+from paring.codecs import deflated
+from paring.dtypes import Stored, from_bytes, itemsize, numel
 from paring.errors import BadFileError
 
 ID = "bytes"
@@ -26,7 +27,9 @@ VERSION = 1
 ITEM = Stored
 PACK = "carried"
 
+_WHAT = "carried data"
 _DEFLATED = 1 << 63
+_ZLIB = 15  # the window of planes: zlib streams
 _SAMPLE = 1 << 16
 _WORTH = 0.97  # a plane is deflated when its sample shrinks to less than this
 
@@ -53,8 +56,7 @@ def encode(tensors: Sequence[Stored]) -> bytes:
             shrunk = len(packed) < len(plane)
             planes.append(packed if shrunk else plane)
             words.append(len(planes[-1]) | (_DEFLATED if shrunk else 0))
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
-    header = deflate.compress(np.array(words, "<u8").tobytes()) + deflate.flush()
+    header = deflated.written(np.array(words, "<u8").tobytes())
     return b"".join((len(header).to_bytes(4, "little"), header, *planes))
 
 
@@ -75,17 +77,17 @@ def decode(
     data = memoryview(payload)
     size = int.from_bytes(data[:4], "little")
     if len(data) < 4 + size:
-        raise BadFileError("carried data is cut short")
+        raise BadFileError(f"{_WHAT} is cut short")
     firsts = [0, *itertools.accumulate(map(itemsize, dtypes))]
     words = _words(data[4 : 4 + size], firsts[-1])
     ends = list(itertools.accumulate((word & (_DEFLATED - 1) for word in words), initial=4 + size))
     if ends[-1] != len(data):
-        raise BadFileError("carried data is damaged: its parts do not add up")
+        raise BadFileError(f"{_WHAT} is damaged: its parts do not add up")
 
     def read(index: int) -> Stored:
         n = numel(shapes[index])
         planes = [
-            _plane(data[ends[p] : ends[p + 1]], words[p] >= _DEFLATED, n)
+            deflated.plane(data[ends[p] : ends[p + 1]], words[p] >= _DEFLATED, n, _WHAT, _ZLIB)
             for p in range(firsts[index], firsts[index + 1])
         ]
         raw = np.empty((n, len(planes)), np.uint8)
@@ -98,26 +100,4 @@ def decode(
 
 def _words(header: memoryview, count: int) -> list[int]:
     """The ``count`` words of a header."""
-    return [int(word) for word in _inflate(header, -15, 8 * count).view("<u8")]
-
-
-def _plane(part: memoryview, deflated: bool, n: int) -> Array:
-    """The ``n`` bytes of a plane."""
-    if deflated:
-        return _inflate(part, 15, n)
-    if len(part) != n:
-        raise BadFileError("carried data does not fit the shape of its tensor")
-    return np.frombuffer(part, np.uint8)
-
-
-def _inflate(deflated: memoryview, window: int, n: int) -> Array:
-    """Exactly ``n`` bytes, uint8: no more than one more is ever inflated."""
-    stream = zlib.decompressobj(window)
-    try:
-        # no stream stands for more than 1032 times its length
-        out = stream.decompress(deflated, min(n, 1032 * len(deflated)) + 1)
-    except zlib.error as error:
-        raise BadFileError("carried data is damaged") from error
-    if len(out) != n or not stream.eof or stream.unused_data:
-        raise BadFileError("carried data does not fit the shape of its tensor")
-    return np.frombuffer(out, np.uint8)
+    return [int(word) for word in deflated.exactly(header, 8 * count, _WHAT).view("<u8")]

@@ -14,7 +14,6 @@ raises BadFileError or yields wrong values, and does no other harm.
 from __future__ import annotations
 
 import itertools
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -123,10 +122,9 @@ def encode(items: Sequence[Ternary]) -> bytes:
     size = encoder.encode_blocks(
         mask, sign, plan.pieces, plan.firsts, *tables.encoding_tables(), classes, index, out
     )
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
     layouts = bytes(LAYOUTS.index(item.layout) for item in items)
     side = layouts + scales.view(np.uint8).reshape(-1, 4).T.tobytes() + classes.tobytes()
-    header = deflate.compress(side) + deflate.flush()
+    header = deflated.written(side)
     return b"".join((len(header).to_bytes(4, "little"), header, index.tobytes(), out[:size].tobytes()))
 
 

@@ -13,7 +13,6 @@ BadFileError or yields wrong values, and does no other harm.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,7 +36,6 @@ PACK = "trellis"
 __all__ = ["ID", "ITEM", "PACK", "VERSION", "Levels", "decode", "encode", "most_bytes", "values"]
 
 BLOCK = 65_536
-_A_BYTE = 32_768  # a payload stands for no more entries than this for each of its bytes, as in ternary
 _WHAT = "trellis data"
 _Ints = npt.NDArray[np.int64]
 
@@ -81,11 +79,10 @@ def encode(items: Sequence[Levels]) -> bytes:
         blocks.append(words[at:].astype("<u2").tobytes())
     side = bytes([bits, *(LAYOUTS.index(item.layout) for item in items)])
     side += classes.tobytes() + scales.astype("<f4").view(np.uint8).reshape(-1, 4).T.tobytes()
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
-    header = deflate.compress(side) + deflate.flush()
+    header = deflated.written(side)
     index = np.array([len(block) for block in blocks], "<u4").tobytes() + states.tobytes()
     payload = b"".join((len(header).to_bytes(4, "little"), header, index, *blocks))
-    return payload.ljust(_least_bytes([item.shape for item in items]), b"\0")
+    return payload.ljust(deflated.least_bytes([item.shape for item in items]), b"\0")
 
 
 def _check(item: Levels, bits: int) -> None:
@@ -99,11 +96,6 @@ def _check(item: Levels, bits: int) -> None:
         )
     if not np.isfinite(item.scale[item.classes > 0]).all():
         raise BadValueError(f"a scale of {what} is not finite")
-
-
-def _least_bytes(shapes: Sequence[tuple[int, ...]]) -> int:
-    """How long a payload must be: zeros may take none, and no small file may stand for any memory."""
-    return -(-sum(map(numel, shapes)) // _A_BYTE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +120,7 @@ def _read(payload: bytes | memoryview, shapes: Sequence[tuple[int, ...]]) -> _Re
     size = int.from_bytes(data[:4].tobytes(), "little")
     if len(data) < 4 or size > len(data) - 4:
         raise BadFileError(f"{_WHAT} is cut short")
-    least = _least_bytes(shapes)
+    least = deflated.least_bytes(shapes)
     if least > len(data):
         raise BadFileError(f"{_WHAT} is too short for the shapes of its tensors")
     take = deflated.reader(data[4 : 4 + size].tobytes(), _WHAT)
