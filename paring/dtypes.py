@@ -69,6 +69,10 @@ class Stored:
                 return self.data.astype(np.float32)
         raise UnsupportedError(f"tensors of dtype {self.dtype} hold no floating-point values to work on")
 
+    def f64(self) -> npt.NDArray[np.float64]:
+        """The values in fp64, which holds every one of them. Raises UnsupportedError for other kinds."""
+        return (self.data if self.dtype == "F64" else self.f32()).astype(np.float64)
+
 
 def from_bytes(dtype: str, shape: Sequence[int], raw: bytes | memoryview | Array) -> Stored:
     """View ``raw`` (exactly ``prod(shape) * itemsize`` bytes) as a tensor; no copy where alignment allows."""

@@ -55,9 +55,7 @@ class Derived:
 
 def wide(stored: Stored) -> F64:
     """The values in fp64, which holds every dtype's exactly (integers up to 2^53)."""
-    if stored.dtype in FLOATS and stored.dtype != "F64":
-        return stored.f32().astype("float64")
-    return stored.data.astype("float64")
+    return stored.f64() if stored.dtype in FLOATS else stored.data.astype("float64")
 
 
 @dataclass(frozen=True, slots=True)

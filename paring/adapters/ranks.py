@@ -142,11 +142,11 @@ def _scalar(adapter: Adapter, name: str, value: float) -> Stored:
     number = np.full(info.shape, value)
     if info.dtype in FLOATS:
         own = from_f32(number, info.dtype, name)
-        exact = own.data if own.dtype == "F64" else own.f32()
+        exact = own.f64()
     else:
         own = Stored(info.dtype, number.astype(STORAGE[info.dtype]))
-        exact = own.data
-    return own if bool((np.asarray(exact, np.float64) == number).all()) else from_f32(number, "F32", name)
+        exact = np.asarray(own.data, np.float64)
+    return own if bool((exact == number).all()) else from_f32(number, "F32", name)
 
 
 def _config(

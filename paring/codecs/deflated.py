@@ -29,6 +29,17 @@ def least_bytes(shapes: Sequence[tuple[int, ...]]) -> int:
     return -(-sum(map(numel, shapes)) // _ENTRIES)
 
 
+def planes(values: Array) -> bytes:
+    """The bytes of ``values`` (n,), all first bytes first: alike by place, they deflate better so."""
+    return values.view(np.uint8).reshape(-1, values.itemsize).T.tobytes()
+
+
+def unplaned(raw: bytes, dtype: str) -> Array:
+    """What :func:`planes` was given, of a numpy ``dtype``."""
+    by_place = np.frombuffer(raw, np.uint8).reshape(np.dtype(dtype).itemsize, -1).T
+    return np.ascontiguousarray(by_place).view(dtype).reshape(-1)
+
+
 def plane(part: memoryview, deflated: bool, n: int, what: str, window: int = -15) -> Array:
     """The ``n`` bytes of a plane, uint8, stored as they are or deflated. ``what`` names it in errors."""
     if deflated:

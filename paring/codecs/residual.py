@@ -32,7 +32,7 @@ from paring import codecs
 from paring.codecs import deflated, trellis
 from paring.dtypes import FLOATS, STORAGE, Array, Stored, from_f32, itemsize, numel
 from paring.errors import BadFileError, UnsupportedError
-from paring.kernels.ternary.tensor import LAYOUTS, Layout, segments
+from paring.kernels.ternary.tensor import LAYOUTS, Layout, laid, rows_of, segments
 from paring.kernels.trellis.tensor import Levels
 
 ID = "residual"
@@ -40,7 +40,7 @@ VERSION = 1
 PACK = "residual"
 
 __all__ = ["ID", "ITEM", "PACK", "VERSION", "Difference", "apart", "decode", "encode", "most_bytes",
-           "predicted", "references", "rows_of", "values"]  # fmt: skip
+           "predicted", "references", "values"]  # fmt: skip
 
 _WHAT = "residual data"
 _HEAD, _ROW = 14, 7  # bytes before the header, and of it a tensor
@@ -75,19 +75,12 @@ def most_bytes(item: Difference) -> int:
 
 def values(item: Difference, dtype: str) -> F64:
     """The values, fp64, that ``item`` decodes to in ``dtype``."""
-    whole = _finish(item.base, item.layout, item.mix, _dense(item.left), item.shape, dtype)
-    return (whole.data if dtype == "F64" else whole.f32()).astype(np.float64)
-
-
-def rows_of(data: Array, layout: Layout) -> Array:
-    """An array as its segments, ``(segments, entries)``."""
-    count, n = segments(data.shape, layout)
-    return data.reshape(n, count).T if layout == "columns" else data.reshape(count, n)
+    return _finish(item.base, item.layout, item.mix, _dense(item.left), item.shape, dtype).f64()
 
 
 def predicted(base: Stored, layout: Layout, mix: F64 | None) -> F64:
     """The prediction (segments, entries), fp64, from the reference ``base``."""
-    rows = np.ascontiguousarray(rows_of(_wide(base), layout))
+    rows = np.ascontiguousarray(rows_of(base.f64(), layout))
     if mix is None:
         return rows
     if mix.ndim == 0:
@@ -105,7 +98,7 @@ def apart(tensor: Stored, base: Stored, layout: Layout, mix: F64 | None) -> Stor
         kind = np.float32 if tensor.dtype == "BF16" else tensor.data.dtype
         if np.abs(guess).max(initial=0.0) > 0.99 * float(np.finfo(kind).max):
             return None
-    near = _ordered(from_f32(_laid(guess, layout, tensor.shape), tensor.dtype, "a prediction"))
+    near = _ordered(from_f32(laid(guess, layout, tensor.shape), tensor.dtype, "a prediction"))
     width = np.dtype(near.dtype)
     step = (_ordered(tensor) - near).view(f"i{width.itemsize}")
     zigzag = (step << 1) ^ (step >> (8 * width.itemsize - 1))
@@ -121,8 +114,7 @@ def encode(items: Sequence[Difference]) -> bytes:
         rows.append(item.reference.to_bytes(4, "little") + bytes([LAYOUTS.index(item.layout), kind, left]))
         if item.mix is not None:
             across = b"" if item.mix.ndim == 0 else item.mix.shape[1].to_bytes(4, "little")
-            raw = np.asarray(item.mix, "<f8").reshape(-1).view(np.uint8).reshape(-1, 8)
-            mixes.append(across + raw.T.tobytes())
+            mixes.append(across + deflated.planes(np.asarray(item.mix, "<f8").reshape(-1)))
     header = deflated.written(b"".join([*rows, *mixes]))
     parts = []
     for part in (Stored, Levels):
@@ -229,8 +221,7 @@ def _mix(take: Any, row: _Row, shape: tuple[int, ...], size: int) -> F64:
         shaped = (segments(shape, row.layout)[0], int.from_bytes(take(4), "little"))
         if 8 * numel(shaped) > deflated.MOST * size:
             raise BadFileError(f"{_WHAT} is too short for the shapes of its tensors")
-    mix = np.frombuffer(take(8 * numel(shaped)), np.uint8).reshape(8, -1)
-    found = np.ascontiguousarray(mix.T).view("<f8").reshape(shaped)
+    found = deflated.unplaned(take(8 * numel(shaped)), "<f8").reshape(shaped)
     if not np.isfinite(found).all():
         raise BadFileError(f"{_WHAT} is damaged: a mix is not finite")
     return found
@@ -253,7 +244,7 @@ def _finish(
 ) -> Stored:
     if mix is not None and mix.ndim == 2 and mix.shape[1] != segments(base.shape, layout)[0]:
         raise BadFileError(f"{_WHAT} is damaged: a mix does not fit its reference")
-    guess = _laid(predicted(base, layout, mix), layout, shape)
+    guess = laid(predicted(base, layout, mix), layout, shape)
     if left is None or left.dtype == "F64":
         return from_f32(guess if left is None else guess + left.data, dtype, "a tensor")
     near = _ordered(from_f32(guess, dtype, "a prediction"))
@@ -264,14 +255,6 @@ def _finish(
 
 def _dense(left: Stored | Levels | None) -> Stored | None:
     return Stored("F64", trellis.values(left, "F64")) if isinstance(left, Levels) else left
-
-
-def _laid(rows: F64, layout: Layout, shape: tuple[int, ...]) -> F64:
-    return np.ascontiguousarray(rows.T if layout == "columns" else rows).reshape(shape)
-
-
-def _wide(base: Stored) -> F64:
-    return np.asarray(base.data if base.dtype == "F64" else base.f32(), np.float64)
 
 
 def _ordered(tensor: Stored) -> Array:

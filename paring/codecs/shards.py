@@ -27,9 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 from paring.codecs import deflated
-from paring.dtypes import FLOATS, STORAGE, Array, Stored, from_bytes, itemsize, numel
+from paring.dtypes import FLOATS, STORAGE, Array, Stored, itemsize, numel
 from paring.errors import BadFileError
-from paring.kernels.ternary.tensor import LAYOUTS, Layout, segments
+from paring.kernels.ternary.tensor import LAYOUTS, Layout, laid, rows_of, segments
 
 ID = "shards"
 VERSION = 1
@@ -80,14 +80,12 @@ def most_bytes(item: Gather) -> int:
 def values(item: Gather, dtype: str) -> npt.NDArray[np.float64]:
     """The values of ``item``, fp64, as they are."""
     assert item.tensor.dtype == dtype, "a gathered tensor decodes to its own dtype"
-    return (item.tensor.data if dtype == "F64" else item.tensor.f32()).astype(np.float64)
+    return item.tensor.f64()
 
 
 def cut(data: Array, layout: Layout, length: int) -> Array:
     """The shards of an array, ``(shards, length)``, in order."""
-    count, n = segments(data.shape, layout)
-    rows = data.reshape(n, count).T if layout == "columns" else data.reshape(count, n)
-    return np.ascontiguousarray(rows).reshape(-1, length)
+    return np.ascontiguousarray(rows_of(data, layout)).reshape(-1, length)
 
 
 def moved(shards: Stored, moves: Moves) -> Stored:
@@ -123,9 +121,9 @@ def encode(items: Sequence[Gather]) -> bytes:
         flags = width | (4 if item.moves is not None else 0)
         parts.append(pools[item.pool].to_bytes(4, "little") + bytes([LAYOUTS.index(item.layout), flags]))
     for item, width in zip(items, widths, strict=True):
-        parts.append(_planes(item.index.astype(f"<u{1 << width}")))
+        parts.append(deflated.planes(item.index.astype(f"<u{1 << width}")))
         if item.moves is not None:
-            parts.append(_planes(item.moves.astype("<i2")))
+            parts.append(deflated.planes(item.moves.astype("<i2")))
     return deflated.written(b"".join(parts)).ljust(
         deflated.least_bytes([item.shape for item in items]), b"\0"
     )
@@ -134,16 +132,6 @@ def encode(items: Sequence[Gather]) -> bytes:
 def _width(item: Gather) -> int:
     most = int(item.index.max(initial=0))
     return 0 if most < 1 << 8 else 1 if most < 1 << 16 else 2
-
-
-def _planes(values: Array) -> bytes:
-    return values.view(np.uint8).reshape(-1, values.itemsize).T.tobytes()
-
-
-def _unplaned(raw: bytes, dtype: str) -> Array:
-    size = np.dtype(dtype).itemsize
-    planes = np.frombuffer(raw, np.uint8).reshape(size, -1).T
-    return np.ascontiguousarray(planes).view(dtype).reshape(-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +203,8 @@ def layouts_of(
 def _indices(read: _Read, place: int, flags: int, shape: tuple[int, ...]) -> tuple[Index, Moves | None]:
     count = numel(shape) // read.pools[place].length
     width = 1 << (flags & 3)
-    index = _unplaned(read.take(count * width), f"<u{width}").astype(np.int64)
-    moves = _unplaned(read.take(2 * count), "<i2") if flags & 4 else None
+    index = deflated.unplaned(read.take(count * width), f"<u{width}").astype(np.int64)
+    moves = deflated.unplaned(read.take(2 * count), "<i2") if flags & 4 else None
     return index, moves
 
 
@@ -252,7 +240,8 @@ def decode(
             if dtypes[i] not in FLOATS:
                 raise BadFileError(f"{_WHAT} is damaged: it scales {dtypes[i]}")
             taken = moved(taken, moves)
-        done[i] = _joined(taken, layout, shapes[i])
+        rows = taken.data.reshape(segments(shapes[i], layout))
+        done[i] = Stored(dtypes[i], laid(rows, layout, shapes[i]))
     return [done[i] for i in wanted]
 
 
@@ -266,14 +255,3 @@ def _pool(pool: Pool, dtype: str, known: Mapping[int, Stored]) -> Array:
             raise BadFileError(f"{_WHAT} is damaged: its pool cannot be cut as it says")
         parts.append(cut(tensor.data, layout, pool.length))
     return parts[1] if len(parts) == 2 else np.concatenate(parts)
-
-
-def _joined(shards: Stored, layout: Layout, shape: tuple[int, ...]) -> Stored:
-    count, n = segments(shape, layout)
-    rows = shards.data.reshape(count, n)
-    whole = np.ascontiguousarray(rows.T if layout == "columns" else rows).reshape(shape)
-    return (
-        from_bytes(shards.dtype, shape, whole.reshape(-1).view(np.uint8))
-        if whole.size
-        else Stored(shards.dtype, whole)
-    )

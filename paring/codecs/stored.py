@@ -42,7 +42,7 @@ def most_bytes(item: Stored) -> int:
 def values(item: Stored, dtype: str) -> npt.NDArray[np.float64]:
     """The values of ``item``, fp64, as they are: it is kept in ``dtype``."""
     assert item.dtype == dtype, "a stored tensor decodes to its own dtype"
-    return (item.data if dtype == "F64" else item.f32()).astype(np.float64)
+    return item.f64()
 
 
 def encode(tensors: Sequence[Stored]) -> bytes:

@@ -84,7 +84,7 @@ def most_bytes(item: Ternary) -> int:
 def values(item: Ternary, dtype: str) -> npt.NDArray[np.float64]:
     """The dense values, fp64, that ``item`` decodes to in ``dtype``."""
     scale = from_f32(item.scale, dtype, "a scale")
-    wide = (scale.data if dtype == "F64" else scale.f32()).astype(np.float64)
+    wide = scale.f64()
     trits = to_trits(item).astype(np.float64)
     if item.layout == "rows":
         return trits * wide.reshape(-1, *[1] * (trits.ndim - 1))
@@ -123,7 +123,7 @@ def encode(items: Sequence[Ternary]) -> bytes:
         mask, sign, plan.pieces, plan.firsts, *tables.encoding_tables(), classes, index, out
     )
     layouts = bytes(LAYOUTS.index(item.layout) for item in items)
-    side = layouts + scales.view(np.uint8).reshape(-1, 4).T.tobytes() + classes.tobytes()
+    side = layouts + deflated.planes(scales) + classes.tobytes()
     header = deflated.written(side)
     return b"".join((len(header).to_bytes(4, "little"), header, index.tobytes(), out[:size].tobytes()))
 
@@ -172,9 +172,8 @@ def _read(payload: bytes | memoryview, shapes: Sequence[tuple[int, ...]]) -> _Re
     if 4 * sum(count for count, _ in parts) > deflated.MOST * size or 2 * blocks > len(data) - 4 - size:
         raise BadFileError("ternary data is too short for the shapes of its tensors")
     plan = _plan(parts)
-    scales = np.frombuffer(inflate(4 * len(plan.lengths)), np.uint8).reshape(4, -1).T
+    scale = deflated.unplaned(inflate(4 * len(plan.lengths)), "<f4")
     classes = np.frombuffer(inflate(len(plan.owner)), np.uint8)
-    scale = np.ascontiguousarray(scales).view("<f4").reshape(-1)
     index = np.frombuffer(data[4 + size : 4 + size + 2 * blocks].tobytes(), "<u2")
     starts = np.append(0, np.cumsum(index & 0x3FFF, dtype=np.int64))
     data = data[4 + size + 2 * blocks :]

@@ -24,9 +24,9 @@ import numpy.typing as npt
 from paring.codecs import deflated
 from paring.dtypes import FLOATS, Stored, from_f32, numel
 from paring.errors import BadFileError, BadValueError, UnsupportedError
-from paring.kernels.ternary.tensor import LAYOUTS, Layout, segments
+from paring.kernels.ternary.tensor import LAYOUTS, Layout, laid, segments
 from paring.kernels.trellis import tables
-from paring.kernels.trellis.tensor import Levels, dense
+from paring.kernels.trellis.tensor import Levels, by_segment
 
 ID = "trellis"
 VERSION = 1
@@ -78,7 +78,7 @@ def encode(items: Sequence[Levels]) -> bytes:
         at = coder.encode_block(k, quantiser, first, last, begins, models, freq, start, shifts, words)
         blocks.append(words[at:].astype("<u2").tobytes())
     side = bytes([bits, *(LAYOUTS.index(item.layout) for item in items)])
-    side += classes.tobytes() + scales.astype("<f4").view(np.uint8).reshape(-1, 4).T.tobytes()
+    side += classes.tobytes() + deflated.planes(scales.astype("<f4"))
     header = deflated.written(side)
     index = np.array([len(block) for block in blocks], "<u4").tobytes() + states.tobytes()
     payload = b"".join((len(header).to_bytes(4, "little"), header, index, *blocks))
@@ -138,9 +138,8 @@ def _read(payload: bytes | memoryview, shapes: Sequence[tuple[int, ...]]) -> _Re
     if (classes > tables.CLASSES).any():
         raise BadFileError(f"{_WHAT} has an unknown class: it is damaged, or of a newer version")
     used = classes > 0
-    planes = np.frombuffer(take(4 * int(used.sum())), np.uint8).reshape(4, -1).T
     scales = np.zeros(len(classes), np.float32)
-    scales[used] = np.ascontiguousarray(planes).view("<f4").reshape(-1)
+    scales[used] = deflated.unplaned(take(4 * int(used.sum())), "<f4")
     lengths = np.repeat(np.array([n for _, n in parts], np.int64), [count for count, _ in parts])
     begins = np.append(0, np.cumsum(np.where(used, lengths, 0)))
     blocks = -(-int(begins[-1]) // BLOCK)
@@ -230,18 +229,11 @@ def _finish(
         used = read.classes[own] > 0
         scaled = np.concatenate(parts).reshape(-1, n) * read.scales[own][used, None].astype(np.float64)
         out[used] = scaled + 0.0  # no -0
-    laid = np.ascontiguousarray(out.T if read.layouts[tensor] == "columns" else out).reshape(shape)
-    return from_f32(laid, dtype, "a tensor")
+    return from_f32(laid(out, read.layouts[tensor], shape), dtype, "a tensor")
 
 
 def values(item: Levels, dtype: str) -> npt.NDArray[np.float64]:
     """The dense values, fp64, that ``item`` decodes to in ``dtype``."""
-    count, n = segments(item.shape, item.layout)
     scale = np.where(item.classes > 0, item.scale, 0.0).astype(np.float64)
-    whole = dense(item).astype(np.float64)
-    if item.layout == "columns":
-        wide = whole.reshape(n, count) * scale
-    else:
-        wide = whole.reshape(count, n) * scale[:, None]
-    kept = from_f32((wide + 0.0).reshape(item.shape), dtype, "a tensor")
-    return (kept.data if dtype == "F64" else kept.f32()).astype(np.float64)
+    rows = by_segment(item) * scale[:, None] + 0.0  # no -0
+    return from_f32(laid(rows, item.layout, item.shape), dtype, "a tensor").f64()

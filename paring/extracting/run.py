@@ -192,7 +192,7 @@ def _squares(values: F32) -> float:
 
 def _lost(delta: F32, A: Stored, B: Stored) -> float:
     """``||delta - B @ A||^2``, by blocks of rows, in fp64."""
-    a, b = (x.data.astype(np.float64) if x.dtype == "F64" else x.f32().astype(np.float64) for x in (A, B))
+    a, b = (x.f64() for x in (A, B))
     step = max(1, _ROWS // max(1, delta.shape[1]))
     parts = (delta[i : i + step] - b[i : i + step] @ a for i in range(0, len(delta), step))
     return sum(float((part * part).sum()) for part in parts)

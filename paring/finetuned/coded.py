@@ -17,7 +17,7 @@ from paring.dtypes import Stored, from_f32
 from paring.finetuned.pairs import BLOCK, Pairs, rounded, squares
 from paring.finetuned.parts import BITS, DELTA, Parts
 from paring.finetuned.plan import Plan
-from paring.finetuned.restoring import beside, difference, wide
+from paring.finetuned.restoring import beside, difference
 from paring.finetuned.table import FILE, Row
 from paring.packing import OWN_PAYLOAD, Image, Payload, Spec, payloads
 
@@ -55,9 +55,9 @@ class Fixed:
         if carry == "lossless":
             self._put(row.name + BITS, difference(mine, cast), mine.nbytes, why)
         elif carry == "fp16":
-            delta = from_f32(wide(mine) - wide(below), "F16", row.name)
+            delta = from_f32(mine.f64() - below.f64(), "F16", row.name)
             made, why = (
-                from_f32(wide(below) + wide(delta), row.dtype, row.name),
+                from_f32(below.f64() + delta.f64(), row.dtype, row.name),
                 "no matrix: its delta in fp16",
             )
             error = (squares(mine, made) / energy) ** 0.5 if energy else 0.0

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from paring.checkpoint import Checkpoint
 from paring.dtypes import FLOATS, Stored, from_f32, itemsize
 from paring.finetuned.parts import Matrix, spans
-from paring.finetuned.restoring import cast, wide
+from paring.finetuned.restoring import cast
 from paring.finetuned.table import Row
 from paring.merging.sources import Weights
 
@@ -31,7 +31,7 @@ class Pairs:
 
         def read(start: int, stop: int) -> F32:
             mine, below = self.read(row, start * columns, stop * columns)
-            delta: F32 = (wide(mine) - wide(below)).astype(np.float32).reshape(stop - start, columns)
+            delta: F32 = (mine.f64() - below.f64()).astype(np.float32).reshape(stop - start, columns)
             return delta
 
         return Matrix(row.name, rows, columns, read)
@@ -73,7 +73,7 @@ class Squares:
         total = 0.0
         for start, stop in spans(one.shape[1], 1, BLOCK):
             parts = (Stored(x.dtype, y[0, start:stop]) for x, y in ((a, one), (b, other)))
-            first, second = (wide(part) for part in parts)
+            first, second = (part.f64() for part in parts)
             total += float(((first - second) ** 2).sum())
         return total
 
@@ -83,7 +83,7 @@ squares = Squares()
 
 def rounded(below: Stored, delta: F64, dtype: str, name: str) -> tuple[Stored, int, int]:
     """``base + delta`` in ``dtype``; how many changes there are, and how many of them rounding undoes."""
-    made = from_f32(wide(below) + delta.reshape(below.shape), dtype, name)
+    made = from_f32(below.f64() + delta.reshape(below.shape), dtype, name)
     moving = delta.reshape(-1) != 0
     still = made.data.reshape(-1) == cast(below, dtype, name).data.reshape(-1)
     return made, int(moving.sum()), int((moving & still).sum())

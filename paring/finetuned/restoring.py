@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from paring import atomic
 from paring.checkpoint import Checkpoint, open_checkpoint
@@ -32,14 +31,9 @@ _BLOCK = 1 << 20  # entries that are added up at once
 _STEM = "model"
 
 
-def wide(stored: Stored) -> npt.NDArray[np.float64]:
-    """The values in fp64."""
-    return stored.data.astype(np.float64) if stored.dtype == "F64" else stored.f32().astype(np.float64)
-
-
 def cast(stored: Stored, dtype: str, name: str) -> Stored:
     """In another dtype, rounded once; the very tensor where it has that already."""
-    return stored if stored.dtype == dtype else from_f32(wide(stored), dtype, name)
+    return stored if stored.dtype == dtype else from_f32(stored.f64(), dtype, name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +58,7 @@ class Restored:
         if name + BITS in self.packed:
             return added(cast(below, row.dtype, name), self.packed.read(name + BITS))
         if name + DELTA in self.packed:
-            return from_f32(wide(below) + wide(self.packed.read(name + DELTA)), row.dtype, name)
+            return from_f32(below.f64() + self.packed.read(name + DELTA).f64(), row.dtype, name)
         if not any(name + suffix in self.packed for suffix in (A, LEVELS, SIGNS)):
             return cast(below, row.dtype, name)
         return self._summed(name, below, row.dtype)
@@ -77,13 +71,13 @@ class Restored:
         }
         count = below.shape[0] if len(below.shape) > 1 else 1
         flat = below.data.reshape(count, -1)
-        factors = (wide(held[A]), wide(held[B])) if A in held else None
+        factors = (held[A].f64(), held[B].f64()) if A in held else None
         rest = [held[suffix].data.reshape(count, -1) for suffix in (LEVELS, SIGNS) if suffix in held]
         out = np.empty(flat.shape, STORAGE[dtype])
         for start, stop in spans(count, flat.shape[1], _BLOCK):
             here = slice(start, stop)
             delta = summed(flat[here].shape, factors, here, [part[here] for part in rest])
-            out[here] = from_f32(wide(Stored(below.dtype, flat[here])) + delta, dtype, name).data
+            out[here] = from_f32(Stored(below.dtype, flat[here]).f64() + delta, dtype, name).data
         return Stored(dtype, out.reshape(below.shape))
 
     def refuse_base(self, where: str | Path) -> None:

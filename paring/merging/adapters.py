@@ -245,7 +245,7 @@ def _rounded(joint: Joint, A: F64, B: F64, dtypes: Sequence[str]) -> tuple[dict[
     """Factors as they are written, and their values."""
     a, b = (from_f32(x, dtype, name) for x, dtype, name in zip((A, B), dtypes, joint.tensors, strict=True))
     name_a, name_b = joint.tensors
-    wide = [x.data.astype(np.float64) if x.dtype == "F64" else x.f32().astype(np.float64) for x in (a, b)]
+    wide = [x.f64() for x in (a, b)]
     return {name_a: a, name_b: b}, wide[0], wide[1]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from paring.codecs.residual import Difference, rows_of
+from paring.codecs.residual import Difference, predicted
 from paring.coding import Factors
 from paring.dtypes import Stored
 from paring.kernels.ternary.tensor import Layout
@@ -106,7 +106,7 @@ def turn(factors: Factors, base: Base | None, by_b: bool) -> Turned | None:
     if base is not None:
         if len(base.a.shape) < 2 or len(base.b.shape) < 2:
             return None
-        pair = _rows(base.a, "rows"), _rows(base.b, "columns")
+        pair = predicted(base.a, "rows", None), predicted(base.b, "columns", None)
         theirs = (pair[1], pair[0]) if by_b else pair
         if any(
             our.shape != their.shape
@@ -129,8 +129,3 @@ def turn(factors: Factors, base: Base | None, by_b: bool) -> Turned | None:
     first = _Side(H @ ortho.T, theirs[0])
     second = _Side(back @ (lower @ ours[1]), theirs[1])
     return Turned(factors, base, first, second, by_b)
-
-
-def _rows(tensor: Stored, layout: Layout) -> F64:
-    wide = tensor.data if tensor.dtype == "F64" else tensor.f32()
-    return np.ascontiguousarray(rows_of(np.asarray(wide, np.float64), layout))

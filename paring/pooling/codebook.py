@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from paring.codecs.residual import Difference, rows_of
+from paring.codecs.residual import Difference, predicted
 from paring.codecs.shards import Gather, Pool, moved
 from paring.codecs.trellis import values
 from paring.coding import Factors
 from paring.dtypes import Stored, from_f32
-from paring.kernels.ternary.tensor import Layout, segments
+from paring.kernels.ternary.tensor import Layout, laid, segments
 from paring.kernels.trellis.tensor import Levels
 from paring.packing import Spec
 from paring.pooling import alike
@@ -165,7 +165,7 @@ def _at(
             here = slice(first, first + count)
             first += count
             told = _gather(one, pool, number, group.index[here], group.moves[here], group.length)
-            base = _rows(told.tensor, one.layout)
+            base = predicted(told.tensor, one.layout, None)
             left = trellis.item(one.shape, one.layout, trellis.code(one.rows - base, one.weights, price))
             made.told[one.work.source.name, one.name] = number, told, left, one
             item_ = (
@@ -194,9 +194,7 @@ def _gather(
 ) -> Gather:
     """A factor as its codewords, moved."""
     taken = moved(Stored(pool.dtype, pool.data[index]), moves)
-    count, n = segments(one.shape, one.layout)
-    rows = taken.data.reshape(count, n)
-    whole = np.ascontiguousarray(rows.T if one.layout == "columns" else rows).reshape(one.shape)
+    whole = laid(taken.data.reshape(segments(one.shape, one.layout)), one.layout, one.shape)
     rows_: Layout = "rows"
     some = moves if moves.any() else None
     return Gather(Stored(pool.dtype, whole), one.layout, Pool(length, ((number, rows_),)), index, some)
@@ -239,10 +237,6 @@ def _put(made: _Made, state: State, groups: Sequence[_Group], coding: Sequence[W
         }
         state.put_work(work, items)
     return state.stages.nbytes - before
-
-
-def _rows(tensor: Stored, layout: Layout) -> F64:
-    return np.ascontiguousarray(rows_of(np.asarray(tensor.f32(), np.float64), layout))
 
 
 def _bound(vectors: Sequence[_Vectors], shortest: int, least: int) -> CandidateReport:

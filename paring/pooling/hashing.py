@@ -71,7 +71,7 @@ def _marks(shards: Stored) -> tuple[Array, Array, Array, Array]:
     n = len(shards.data)
     signs, exponents = np.zeros(n, np.int16), np.zeros(n, np.int16)
     if shards.dtype in FLOATS:
-        wide = np.asarray(shards.data if shards.dtype == "F64" else shards.f32(), np.float64)
+        wide = shards.f64()
         used = wide != 0
         full = used.any(axis=1)
         first = np.take_along_axis(wide, used.argmax(axis=1)[:, None], axis=1)[:, 0]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from paring import adapters
 from paring.adapters.view import Adapter
-from paring.codecs.residual import rows_of
+from paring.codecs.residual import predicted
 from paring.coding import Factors
 from paring.dtypes import FLOATS, Stored, first_nonfinite
 from paring.errors import BadValueError
@@ -41,8 +41,7 @@ class Part:
 
     def rows(self) -> F64:
         """Its rank vectors (r, length), fp64."""
-        wide = self.tensor.data if self.tensor.dtype == "F64" else self.tensor.f32()
-        return np.ascontiguousarray(rows_of(np.asarray(wide, np.float64), self.layout))
+        return predicted(self.tensor, self.layout, None)
 
 
 @dataclass(eq=False)

@@ -44,6 +44,17 @@ def segments(shape: Sequence[int], layout: Layout) -> tuple[int, int]:
     return (rows, columns) if layout == "rows" else (columns, rows)
 
 
+def rows_of(data: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
+    """An array as its segments, ``(segments, entries)``."""
+    count, n = segments(data.shape, layout)
+    return data.reshape(n, count).T if layout == "columns" else data.reshape(count, n)
+
+
+def laid(rows: npt.NDArray[Any], layout: Layout, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """The array of ``shape`` that has these segments, in C order."""
+    return np.ascontiguousarray(rows.T if layout == "columns" else rows).reshape(shape)
+
+
 def from_trits(trits: npt.NDArray[np.int8], scale: npt.ArrayLike, layout: Layout = "whole") -> Ternary:
     """Planes of ``trits`` (any shape), int8 in -1, 0, +1; ``scale`` (segments,), or one for all."""
     return _from_bits(trits != 0, trits < 0, scale, layout)
@@ -69,17 +80,16 @@ def to_trits(item: Ternary) -> npt.NDArray[np.int8]:
         for plane in (item.mask, item.sign)
     )
     trits = mask - 2 * sign
-    return np.ascontiguousarray(trits.T if item.layout == "columns" else trits).reshape(item.shape)
+    return laid(trits, item.layout, item.shape)
 
 
 def _from_bits(
     mask: npt.NDArray[Any], sign: npt.NDArray[Any], scale: npt.ArrayLike, layout: Layout
 ) -> Ternary:
-    count, n = segments(mask.shape, layout)
+    count, _ = segments(mask.shape, layout)
     byte_planes = []
     for bits in (mask, sign):
-        rows = bits.reshape(n, count).T if layout == "columns" else bits.reshape(count, n)
-        byte_planes.append(np.packbits(rows, 1, "little").reshape(-1))
+        byte_planes.append(np.packbits(rows_of(bits, layout), 1, "little").reshape(-1))
     return Ternary(mask.shape, layout, byte_planes[0], byte_planes[1], _scales(scale, count))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paring.kernels.ternary.tensor import Layout, segments
+from paring.kernels.ternary.tensor import Layout, laid
 from paring.kernels.trellis import tables
 
 _SPAN = 1024  # counts of k are kept this far, to choose a class by
@@ -75,10 +75,13 @@ def fitting_class(k: npt.NDArray[np.int16], bits: int, cls: int) -> int:
     return min(range(max(1, cls - 3), min(tables.CLASSES, cls + 3) + 1), key=bits_of)
 
 
+def by_segment(item: Levels) -> npt.NDArray[np.int32]:
+    """The levels of ``item``, int32 ``(segments, entries)``."""
+    from paring.kernels.trellis import rows
+
+    return rows.levels(item.k, item.classes, item.bits)
+
+
 def dense(item: Levels) -> npt.NDArray[np.int32]:
     """The levels of ``item``, int32, in its shape."""
-    count, n = segments(item.shape, item.layout)
-    out = np.zeros((count, n), np.int32)
-    for index in np.flatnonzero(item.classes):
-        out[index] = levels(item.k[index], item.bits)
-    return np.ascontiguousarray(out.T if item.layout == "columns" else out).reshape(item.shape)
+    return laid(by_segment(item), item.layout, item.shape)
