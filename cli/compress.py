@@ -51,6 +51,7 @@ _BUDGETS = ("ratio", "error", "bits_per_param")
 @common.device
 @common.dry_run
 @common.overwrite
+@common.offline
 @common.shown
 def command(
     adapters: tuple[str, ...],

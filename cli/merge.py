@@ -76,6 +76,7 @@ _SPACE = ("trials", "low", "high", "anchors", "search_seed", "minimise")
 @common.device
 @common.dry_run
 @common.overwrite
+@common.offline
 @common.shown
 def command(
     models: tuple[str, ...],

@@ -11,6 +11,7 @@ from paring.cli import _common as common
 @click.argument("file")
 @click.option("--source", metavar="SRC", help="What it was made of: the recorded error is measured again.")
 @click.option("--base", metavar="BASE", help="Of a packed fine-tune: the model that it was tuned from.")
+@common.offline
 @common.shown
 def command(
     file: str, source: str | None, base: str | None, as_json: bool, quiet: bool, verbose: bool, debug: bool

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from paring import registry
 from paring.budget import Budget
 from paring.errors import OptionError
+from paring.hub.reading import located
+from paring.hub.verbs import naming
 from paring.loading import PathLike, chosen, load, load_into, to_torch
 from paring.merging import verb
 from paring.merging.plan import SHARD_BYTES
@@ -52,6 +54,7 @@ __all__ = [
 ]
 
 
+@naming
 def compress(
     source: PathLike | Sequence[PathLike],
     output: PathLike | None = None,
@@ -88,7 +91,9 @@ def compress(
     from paring import compressing
 
     budget = Budget(ratio, error, bits_per_param)
-    sources = [source] if isinstance(source, str | os.PathLike) else list(source)
+    given = [source] if isinstance(source, str | os.PathLike) else source
+    sources = [located(each) for each in given]
+    base = _found(base)
     chosen = registry.load("compress", method)
     if chosen.sees == "adapters":
         if base is not None:
@@ -122,6 +127,7 @@ def compress(
         return compressing.run(plan, dry_run=dry_run)
 
 
+@naming
 def decompress(
     source: PathLike,
     output: PathLike,
@@ -143,11 +149,12 @@ def decompress(
     from paring import decompressing
 
     return decompressing.run(
-        Path(chosen(source, adapter)), Path(output), dtype=dtype, overwrite=overwrite,
-        threads=thread_count(threads), base=_text(base),
+        Path(located(chosen(source, adapter))), Path(output), dtype=dtype, overwrite=overwrite,
+        threads=thread_count(threads), base=_found(base),
     )  # fmt: skip
 
 
+@naming
 def convert(
     source: PathLike,
     output: PathLike,
@@ -170,12 +177,13 @@ def convert(
     from paring import converting
 
     request = converting.Request(
-        os.fspath(source), dialect, tuple(os.fspath(base) for base in bases), _text(names), dtype,
+        located(source), dialect, tuple(located(base) for base in bases), _text(names), dtype,
         adapter_scale,
     )  # fmt: skip
     return converting.convert(request, Path(output), overwrite=overwrite, dry_run=dry_run)
 
 
+@naming
 def merge(
     models: Sequence[PathLike],
     output: PathLike,
@@ -223,6 +231,7 @@ def merge(
     )
 
 
+@naming
 def search(
     models: Sequence[PathLike],
     output: PathLike,
@@ -255,6 +264,7 @@ def search(
     return searching.search(request, Path(output), score, space or searching.Space(), how)
 
 
+@naming
 def merge_recipe(
     recipe: PathLike,
     output: PathLike,
@@ -280,6 +290,7 @@ def merge_recipe(
     return replace(report, warnings=[*found.notes, *report.warnings])
 
 
+@naming
 def rerun(
     made: PathLike,
     output: PathLike,
@@ -302,13 +313,18 @@ def rerun(
 
     how = How(overwrite, dry_run, threads, memory)
     where = None if source is None else Path(source)
-    return rerunning.rerun(Path(made), Path(output), how, source=where, device=device)
+    return rerunning.rerun(Path(located(made)), Path(output), how, source=where, device=device)
 
 
 def _text(path: PathLike | None) -> str | None:
     return None if path is None else os.fspath(path)
 
 
+def _found(path: PathLike | None) -> str | None:
+    return None if path is None else located(path)
+
+
+@naming
 def extract(
     tuned: PathLike,
     output: PathLike,
@@ -341,7 +357,7 @@ def extract(
     from paring.extracting import run as extracting
 
     request = extracting.Request(
-        os.fspath(tuned), os.fspath(base), rank, energy, max_rank, tuple(modules), embeddings, others,
+        located(tuned), located(base), rank, energy, max_rank, tuple(modules), embeddings, others,
         missing, dtype,
     )  # fmt: skip
     return extracting.extract(
@@ -349,6 +365,7 @@ def extract(
     )
 
 
+@naming
 def diff(
     models: Sequence[PathLike],
     *,
@@ -369,22 +386,27 @@ def diff(
     """
     from paring.diffing import run as comparing
 
-    return comparing.diff(models, base=base, rank=rank, plot=plot, overwrite=overwrite, threads=threads)
+    paths = [located(model) for model in models]
+    return comparing.diff(
+        paths, base=_found(base), rank=rank, plot=plot, overwrite=overwrite, threads=threads
+    )
 
 
+@naming
 def inspect(path: PathLike, *, plot: PathLike | None = None, overwrite: bool = False) -> Inspection:
     """What is in a file, packed or not. Of a pool ``plot`` is a picture (.png, .svg, .pdf) to draw of who
     shares what, which needs matplotlib. Raises BadFileError, UnsupportedError, OptionError, OutputError.
     """
     from paring import inspecting
 
-    return inspecting.inspect(Path(path), None if plot is None else Path(plot), overwrite)
+    return inspecting.inspect(located(path), None if plot is None else Path(plot), overwrite)
 
 
+@naming
 def verify(path: PathLike, source: PathLike | None = None, *, base: PathLike | None = None) -> Verification:
     """Whether a file is sound, and with ``source`` whether it loses what it says; that of a full fine-tune
     needs its ``base`` for that. Raises BadFileError, OptionError.
     """
     from paring import inspecting
 
-    return inspecting.verify(Path(path), None if source is None else Path(source), _text(base))
+    return inspecting.verify(located(path), _found(source), _found(base))

@@ -26,6 +26,7 @@ from paring.checkpoint import reads_back, write_safetensors
 from paring.decompressing import CONFIG, parse_dtype
 from paring.dtypes import Stored, first_nonfinite
 from paring.errors import BadValueError, OptionError, UnsupportedError
+from paring.hub.names import told
 from paring.merging import record
 from paring.packed import open_source
 from paring.plan import refuse_sealed
@@ -55,10 +56,15 @@ class Request:
 
     def recipe(self) -> dict[str, Any]:
         """The options, to be stored in the output."""
-        told = {"command": "convert", "source": self.source, "dialect": self.dialect, "dtype": self.dtype}
-        more = {"base": list(self.bases) or None, "names": self.names}
+        first = {
+            "command": "convert",
+            "source": told(self.source),
+            "dialect": self.dialect,
+            "dtype": self.dtype,
+        }
+        more = {"base": [told(base) for base in self.bases] or None, "names": self.names}
         scale = None if self.adapter_scale == 1 else self.adapter_scale
-        return {k: v for k, v in {**told, **more, "adapter_scale": scale}.items() if v is not None}
+        return {k: v for k, v in {**first, **more, "adapter_scale": scale}.items() if v is not None}
 
 
 def convert(request: Request, output: str | Path, *, overwrite: bool, dry_run: bool) -> Conversion:

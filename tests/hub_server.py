@@ -16,6 +16,7 @@ import json
 import re
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -75,7 +76,7 @@ class Answer:
         return cls(status, json.dumps(value).encode(), {"Content-Type": "application/json", **headers})
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 - an answer like any other
     """An error that is the answer; ``code`` is what the client goes by."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
@@ -178,9 +179,9 @@ class HubServer:
         mine = account is not None and _owns(account, name)
         if repo is None or (repo.private and not mine):
             raise Refused(404 if account else 401, "Repository not found", "RepoNotFound")
-        if files and repo.granted is not None and not mine:
-            if account is None or account.user not in repo.granted:
-                raise Refused(403 if account else 401, f"Access to {name} is restricted", "GatedRepo")
+        user = account.user if account else ""
+        if files and repo.granted is not None and not mine and user not in repo.granted:
+            raise Refused(403 if account else 401, f"Access to {name} is restricted", "GatedRepo")
         if write:
             if account is None:
                 raise Refused(401, _ANONYMOUS, "RepoNotFound")
@@ -226,10 +227,8 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
-                try:
+                with suppress(BrokenPipeError, ConnectionResetError):  # who asked may have left
                     self.wfile.write(answer.body)
-                except (BrokenPipeError, ConnectionResetError):
-                    pass  # who asked has left
 
         def _chunk(self) -> bytes:
             size = int(self.rfile.readline().split(b";")[0], 16)
@@ -237,7 +236,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             self.rfile.readline()
             return data
 
-        do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do
+        do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do  # noqa: N815
 
         def log_message(self, format: str, *args: object) -> None:
             pass

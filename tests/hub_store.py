@@ -1,9 +1,9 @@
 """What the test hub keeps: repositories as commits of files, and the bytes of files by their SHA-256.
 
 Bytes pushed over LFS or within a commit lie in ``blobs/``. Bytes pushed over xet lie in the local store that
-the client's own wheel keeps (``local://DIR``): a commit names them by SHA-256, a download by xet hash, and the
-store's shards say which is which. That store is no promise of the wheel's: ``tests/test_hub_server.py`` fails
-loudly when it changes.
+the client's own wheel keeps (``local://DIR``): a commit names them by SHA-256, a download by xet hash, and
+the store's shards say which is which. That store is no promise of the wheel's: ``tests/test_hub_server.py``
+fails loudly when it changes.
 """
 
 from __future__ import annotations

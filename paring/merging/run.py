@@ -50,6 +50,9 @@ def run(
     started = time.perf_counter()
     if dry_run:
         return _report(plan, started, 0, device, dry_run=True)
+    for model in plan.models:
+        if model is not None:
+            model.checkpoint.fetch()
     models = open_models(plan, {} if known is None else known, device)
     try:
         models.fit(memory)

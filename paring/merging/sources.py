@@ -66,6 +66,7 @@ class Weights:
         self._last: tuple[str, Bits] | None = None
 
     def read(self, name: str, start: int, stop: int, buffer: npt.NDArray[np.uint8]) -> Bits:
+        self.checkpoint.fetch()
         info = self.checkpoint.tensors[name]
         if not self._plain or info.file.suffix in SUFFIXES:
             return self._whole(name)[start:stop]
