@@ -1,10 +1,10 @@
-"""What a result tells of itself: metadata, configuration, tokenizer, model card, recipe."""
+"""What a result tells of itself beside tensors: metadata with its recipe, configuration, tokenizer."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -53,34 +53,3 @@ def copy_beside(
             told[key] = {**told[key], **value} if isinstance(value, dict) else value
         config.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     return names
-
-
-def card(recipe: Mapping[str, Any], library: str, facts: Sequence[str]) -> str:
-    """A model card in the Hub's form."""
-    models = [str(model) for model in recipe.get("models", ())]
-    base = recipe.get("base") or recipe.get("into")
-    listed = [Path(str(name)).name for name in ([base] if base else []) + models]
-    return "\n".join(
-        [
-            "---",
-            f"library_name: {library}",
-            "tags:",
-            "- merge",
-            "- paring",
-            "---",
-            f"# {' + '.join(Path(model).name for model in models)}",
-            "",
-            f"Merged by paring, method `{recipe.get('method')}`.",
-            "",
-            "Made of: " + ", ".join(f"`{name}`" for name in listed) + ".",
-            "",
-            *(f"- {fact}" for fact in facts),
-            "",
-            "The recipe, which `paring rerun` repeats:",
-            "",
-            "```json",
-            json.dumps(recipe, indent=2, sort_keys=True, ensure_ascii=False),
-            "```",
-            "",
-        ]
-    )

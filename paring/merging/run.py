@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from paring import describing
 from paring.dtypes import Stored, itemsize, numel
 from paring.errors import UnsupportedError
 from paring.merging import record, tasks
@@ -76,7 +77,7 @@ def run(
             _merge(plan, models, staging)
             unmoved = sum(noted for _, noted in staging.done.values())
             if not plan.single:
-                _beside(plan, staging.folder)
+                _beside(plan, staging.folder, unmoved)
             models.close()  # before the result takes its name: what has changed meanwhile is refused
     finally:
         models.close()
@@ -196,7 +197,7 @@ def _merge(plan: MergePlan, models: Models, staging: Staging) -> None:
             _log.info("merging: %d of %d parts", number, len(spans))
 
 
-def _beside(plan: MergePlan, folder: Path) -> None:
+def _beside(plan: MergePlan, folder: Path, unmoved: int) -> None:
     """Configuration, tokenizer, index, card."""
     if plan.donor.folder.is_dir() and plan.donor.path.is_dir():
         dtype = plan.recipe.get("dtype")
@@ -207,8 +208,17 @@ def _beside(plan: MergePlan, folder: Path) -> None:
     if len(plan.files) > 1:
         index = json.dumps(index_of(plan.files), indent=2) + "\n"
         (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
-    facts = [f"{len(plan.targets)} tensors merged, {len(plan.copied)} carried unchanged"]
-    text = record.card(plan.recipe, "transformers", facts)
+    facts = [
+        ("tensors merged", f"{len(plan.targets):,}"),
+        ("carried unchanged", f"{len(plan.copied):,}"),
+        ("inputs", f"{plan.bytes_in:,} bytes"),
+        ("result", f"{plan.bytes_out:,} bytes"),
+        ("updates lost in rounding", f"{unmoved:,} of {sum(target.numel for target in plan.targets):,}"),
+    ]
+    text = describing.merged(
+        plan.recipe, library=describing.library_of(folder), facts=facts,
+        config=describing.config_in(folder), folders=[model.folder for model in plan.models if model],
+    )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
