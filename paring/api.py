@@ -30,9 +30,10 @@ from paring.merging.planning import Request
 from paring.merging.single import How
 from paring.merging.weights import parse
 from paring.plan import plan_compress, thread_count
-from paring.report import Conversion, Difference, Extraction, Inspection, Report, Verification
+from paring.report import Conversion, Difference, Extraction, Inspection, Pushed, Report, Verification
 
 if TYPE_CHECKING:
+    from paring.card import Evaluation
     from paring.merging.search import Found, Space
     from paring.rerunning import Repeated
 
@@ -47,6 +48,7 @@ __all__ = [
     "load_into",
     "merge",
     "merge_recipe",
+    "push",
     "rerun",
     "search",
     "to_torch",
@@ -314,6 +316,30 @@ def rerun(
     how = How(overwrite, dry_run, threads, memory)
     where = None if source is None else Path(source)
     return rerunning.rerun(Path(located(made)), Path(output), how, source=where, device=device)
+
+
+def push(
+    path: PathLike | Sequence[PathLike],
+    repo: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    message: str | None = None,
+    evaluations: Sequence[Evaluation] = (),
+) -> Pushed:
+    """Push a folder, or files, to the repository ``repo`` of the Hub, with a card; what it has is not sent
+    again.
+
+    ``private`` says what a new repository is, ``revision`` is a branch or ``refs/pr/N``; ``create_pr`` opens
+    a pull request. ``evaluations`` are measured numbers for the card. The token is that of ``HF_TOKEN`` or
+    ``hf auth login``. Raises HubError, OptionError, BadFileError.
+    """
+    from paring.hub import pushing
+
+    paths = [path] if isinstance(path, str | os.PathLike) else path
+    wanted = pushing.Push(repo, private, revision, create_pr, message, tuple(evaluations))
+    return pushing.publish([Path(each) for each in paths], pushing.ready(wanted))
 
 
 def _text(path: PathLike | None) -> str | None:

@@ -30,6 +30,8 @@ _ROWS = 8  # modules on a card: those that lost most
 _PLACED = ("paring", "command", "models", "method", "options", "source", "sources", "stages")
 #: keys that no command line can say: the recipe must
 _ONLY_RECIPE = ("stages", "patterns", "layers", "tail")
+#: what a packed file tells of itself -> digits behind the point
+_FIGURES = (("ratio", 1), ("error", 4))
 #: what goes without saying
 _DEFAULTS = {"scale": 1.0, "missing": "refuse", "carried": "refuse", "carry": "lossless",
              "shard_size": SHARD_BYTES}  # fmt: skip
@@ -63,7 +65,7 @@ def merged(
     return card.render(
         Card(
             title=" + ".join(_short(model) for model in models),
-            intro=f"Merged by [paring](https://pypi.org/project/paring/) from\n\n{sources}",
+            intro=f"Merged by paring from\n\n{sources}",
             base=found,
             relation="adapter" if adapter else "merge",
             library=library,
@@ -108,6 +110,32 @@ def of_file(path: Path, repo: str) -> str:
     )
 
 
+def of_files(paths: Sequence[Path], repo: str) -> str:
+    """The card of several packed files in one repository."""
+    from paring.inspecting import inspect
+
+    rows, base = [], []
+    for path in paths:
+        found = inspect(path)
+        told = found.packed or {}
+        recipe = told.get("recipe") or {}
+        base += card.repositories([recipe.get("source")]) or card.repositories([found.base])
+        numbers = [f"{told[key]:.{digits}f}" if key in told else "-" for key, digits in _FIGURES]
+        rows.append([f"`{path.name}`", f"{found.bytes_in:,}", *numbers])
+    return card.render(
+        Card(
+            title=repo.rpartition("/")[2],
+            intro=f"{len(paths)} adapters, compressed by paring.",
+            base=base,
+            relation="quantized",
+            library="paring",
+            tags=["compression", "lora"],
+            tables=[(["file", "bytes", "times smaller", "error of the update"], rows)],
+            loading=f"```bash\npip install paring\nparing decompress {repo}:FILE -o adapter/\n```",
+        )
+    )
+
+
 def _packed(found: Inspection, path: Path, repo: str) -> Card:
     told = found.packed or {}
     recipe = dict(told.get("recipe") or {})
@@ -134,7 +162,7 @@ def _packed(found: Inspection, path: Path, repo: str) -> Card:
         )
     return Card(
         title=repo.rpartition("/")[2],
-        intro=f"{found.kind}, compressed by [paring](https://pypi.org/project/paring/).",
+        intro=f"{found.kind}, compressed by paring.",
         base=base,
         relation="quantized" if own else "finetune" if delta else "adapter",
         library="paring",
@@ -190,7 +218,7 @@ def _modules(modules: Sequence[ModuleReport]) -> list[tuple[Sequence[str], Seque
     worst = sorted(told, key=lambda module: -(module.error or 0))[:_ROWS]
     many = f" (the {len(worst)} of {len(told)} with the largest error)" if len(told) > len(worst) else ""
     rows = [
-        [f"`{m.name}`", f"{m.shape[0]} x {m.shape[1]}", str(m.rank or "-"), f"{m.error:.4f}"] for m in worst
+        [f"`{m.name}`", f"{m.shape[0]} x {m.shape[1]}", str(m.rank or "-"), f"{m.error:.3g}"] for m in worst
     ]
     return [(["module" + many, "shape", "rank", "error"], rows)]
 

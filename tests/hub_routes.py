@@ -29,9 +29,8 @@ def whoami(hub: HubServer, request: Request) -> Answer:
 
 def validate_yaml(hub: HubServer, request: Request) -> Answer:
     errors = []
-    match = re.match(r"---\n(.*?)\n---", request.json()["content"], re.S)
     try:
-        told = yaml.safe_load(match[1]) if match else {}
+        told = _header(request.json()["content"])
         relations = ("quantized", "merge", "adapter", "finetune")
         if told.get("base_model_relation", "merge") not in relations:
             errors.append({"message": '"base_model_relation" must be one of ' + ", ".join(relations)})
@@ -40,6 +39,11 @@ def validate_yaml(hub: HubServer, request: Request) -> Answer:
     except yaml.YAMLError as error:
         errors.append({"message": f"not YAML: {error}"})
     return Answer.of({"errors": errors, "warnings": []}, 400 if errors else 200)
+
+
+def _header(card: str) -> dict[str, Any]:
+    match = re.match(r"---\n(.*?)\n---", card, re.S)
+    return (yaml.safe_load(match[1]) if match else None) or {}
 
 
 def create(hub: HubServer, request: Request) -> Answer:
@@ -77,6 +81,8 @@ def info(hub: HubServer, request: Request, name: str, revision: str) -> Answer:
         rows.append(row)
     gated = "manual" if repo.granted is not None else False
     about = {"id": name, "modelId": name, "sha": commit.sha, "private": repo.private, "gated": gated}
+    if card := commit.files.get("README.md"):
+        about["cardData"] = _header(hub.store.read(card.sha256).decode())
     return Answer.of({**about, "lastModified": _DAY, "createdAt": _DAY, "tags": [], "siblings": rows})
 
 
@@ -138,7 +144,7 @@ def branch(hub: HubServer, request: Request, name: str, made: str) -> Answer:
 
 
 def preupload(hub: HubServer, request: Request, name: str, revision: str) -> Answer:
-    asking = hub.repo(request, name, write="create_pr" not in request.query)
+    asking = hub.repo(request, name, write=not _asks(request, revision))
     commit = _commit(asking, revision)
     if hub.account(request) is None:
         raise Refused(401, "Invalid username or password.", "")
@@ -153,7 +159,7 @@ def preupload(hub: HubServer, request: Request, name: str, revision: str) -> Ans
 
 
 def xet_token(hub: HubServer, request: Request, name: str, kind: str, revision: str) -> Answer:
-    repo = hub.repo(request, name, files=True, write=kind == "write" and "create_pr" not in request.query)
+    repo = hub.repo(request, name, files=True, write=kind == "write" and not _asks(request, revision))
     _commit(repo, revision)
     if not hub.xet:
         raise Refused(404, "this hub has no xet", "Unknown")
@@ -165,7 +171,7 @@ def xet_token(hub: HubServer, request: Request, name: str, kind: str, revision: 
 
 def commit(hub: HubServer, request: Request, name: str, revision: str) -> Answer:
     asks_pr = "create_pr" in request.query
-    repo = hub.repo(request, name, write=not asks_pr and not revision.startswith("refs/pr/"))
+    repo = hub.repo(request, name, write=not _asks(request, revision))
     account = hub.account(request)
     if account is None:
         raise Refused(401, "Invalid username or password.", "")
@@ -252,6 +258,11 @@ def ranged(request: Request, data: bytes, headers: dict[str, str]) -> Answer:
     part = data[first : last + 1]
     more = {"Content-Range": f"bytes {first}-{last}/{len(data)}", "Content-Length": str(len(part))}
     return Answer(206, part, {**headers, **more})
+
+
+def _asks(request: Request, revision: str) -> bool:
+    """Whether this is for a pull request, which anybody may make."""
+    return "create_pr" in request.query or revision.startswith("refs/pr/")
 
 
 def _commit(repo: Repo, revision: str) -> Commit:

@@ -90,6 +90,19 @@ class _Fault:
     part: str
     answer: Answer | None
     left: int
+    hold: Hold | None = None
+
+
+class Hold:
+    """Requests that wait: ``arrived`` is set when the first is there, all go on after ``release()``."""
+
+    def __init__(self) -> None:
+        self.arrived, self._released = threading.Event(), threading.Event()
+        self.release = self._released.set
+
+    def wait(self) -> None:
+        self.arrived.set()
+        self._released.wait(60)
 
 
 class HubServer:
@@ -137,8 +150,17 @@ class HubServer:
             answer.headers.update(told)
         self._faults.append(_Fault(method, part, answer, times))
 
+    def hold(self, method: str, part: str) -> Hold:
+        """Let requests whose path holds ``part`` wait, to look, or to kill who sent them."""
+        hold = Hold()
+        self._faults.append(_Fault(method, part, None, 1 << 30, hold))
+        return hold
+
     def heal(self) -> None:
         """No faults from now on, and defaults again."""
+        for fault in self._faults:
+            if fault.hold is not None:
+                fault.hold.release()
         self._faults.clear()
         self.part_size, self.xet = None, True
 
@@ -148,12 +170,11 @@ class HubServer:
 
     def answer(self, request: Request) -> Answer | None:
         """What to send back; None to hang up."""
-        with self.store.lock:
-            self.log.append(request)
-            for fault in self._faults:
-                if fault.left and fault.method == request.method and fault.part in request.path:
-                    fault.left -= 1
-                    return fault.answer
+        fault = self._fault(request)
+        if fault is not None and fault.hold is None:
+            return fault.answer
+        if fault is not None and fault.hold is not None:
+            fault.hold.wait()
         for method, path, route in self._routes:
             if method == request.method and (match := path.fullmatch(request.path)):
                 try:
@@ -162,6 +183,16 @@ class HubServer:
                 except Refused as refused:
                     return _error(refused)
         return _error(Refused(404, f"the test hub has no {request.method} {request.path}", "Unknown"))
+
+    def _fault(self, request: Request) -> _Fault | None:
+        """Write a request down; what is to be done to it."""
+        with self.store.lock:
+            self.log.append(request)
+            for fault in self._faults:
+                if fault.left and fault.method == request.method and fault.part in request.path:
+                    fault.left -= 1
+                    return fault
+        return None
 
     # what routes ask
 

@@ -31,6 +31,12 @@ def go_offline() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+def errors() -> tuple[type[Exception], ...]:
+    """All that the client raises: its HTTP library's own errors are no OSErrors."""
+    found: type[Exception] = importlib.import_module("huggingface_hub.errors").HTTPError
+    return found, OSError, ValueError
+
+
 @cache
 def api() -> Any:
     """The client, which says who we are. Raises HubError where it is not installed."""

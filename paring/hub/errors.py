@@ -7,13 +7,13 @@ message quotes an address with its query or a header, where a secret might be.
 from __future__ import annotations
 
 import errno
-import importlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from paring.errors import HubError, ParingError
+from paring.hub import client
 
 _LOGIN = "run `hf auth login`, or set HF_TOKEN"
 Sentence = Callable[[Any, str], str]
@@ -22,12 +22,11 @@ Sentence = Callable[[Any, str], str]
 @contextmanager
 def reporting(what: str, *, hint: str = "") -> Iterator[None]:
     """Turn what the client raises while it works on ``what`` into HubError; ``hint`` goes at the end."""
-    http_error: type[Exception] = importlib.import_module("huggingface_hub.errors").HTTPError
     try:
         yield
     except ParingError:
         raise
-    except (http_error, OSError, ValueError) as error:
+    except client.errors() as error:
         raise HubError(sentence(error, what) + hint) from error
 
 
@@ -63,10 +62,8 @@ def _is_xet(error: BaseException) -> bool:
 
 def _is_storage(error: BaseException) -> bool:
     """Whether the storage refused, not the Hub: its address is another, or its error is no answer."""
-    from paring.hub.client import endpoint
-
     response = getattr(error, "response", None)
-    return response is not None and not str(response.url).startswith(endpoint())
+    return response is not None and not str(response.url).startswith(client.endpoint())
 
 
 def _server(error: Any) -> str:
@@ -149,11 +146,9 @@ def _bad_request(error: Any, what: str) -> str:
 
 
 def _down(error: Any, what: str) -> str:
-    from paring.hub.client import endpoint
-
     return (
-        f"{what}: the Hub at {endpoint()} cannot be reached: check the network; --offline uses what was "
-        "downloaded before"
+        f"{what}: the Hub at {client.endpoint()} cannot be reached: check the network; "
+        "--offline uses what was downloaded before"
     )
 
 
@@ -176,9 +171,7 @@ def _other(error: Any, what: str) -> str:
 
 
 def _page(repo: str) -> str:
-    from paring.hub.client import endpoint
-
-    return f"{endpoint()}/{repo}"
+    return f"{client.endpoint()}/{repo}"
 
 
 #: the client's classes, the special before the general

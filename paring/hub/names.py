@@ -122,6 +122,11 @@ def readable(text: str) -> str:
     return text
 
 
+def is_repository(text: str) -> bool:
+    """Whether this is the id of a repository: ``org/name``, or the name alone of one's own."""
+    return re.fullmatch(rf"(?:{_REPO}/)?{_REPO}", text) is not None and _sound(text)
+
+
 def _sound(repo: str) -> bool:
     """What the Hub itself asks of names."""
     return len(repo) <= 96 and not re.search(r"--|\.\.|[.-](/|$)", repo)
