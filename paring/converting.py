@@ -56,15 +56,11 @@ class Request:
 
     def recipe(self) -> dict[str, Any]:
         """The options, to be stored in the output."""
-        first = {
-            "command": "convert",
-            "source": told(self.source),
-            "dialect": self.dialect,
-            "dtype": self.dtype,
-        }
+        told_of = {"command": "convert", "source": told(self.source), "dialect": self.dialect}
         more = {"base": [told(base) for base in self.bases] or None, "names": self.names}
         scale = None if self.adapter_scale == 1 else self.adapter_scale
-        return {k: v for k, v in {**first, **more, "adapter_scale": scale}.items() if v is not None}
+        found = {**told_of, "dtype": self.dtype, **more, "adapter_scale": scale}
+        return {k: v for k, v in found.items() if v is not None}
 
 
 def convert(request: Request, output: str | Path, *, overwrite: bool, dry_run: bool) -> Conversion:

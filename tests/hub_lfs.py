@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from tests.hub_routes import ranged
+from tests.hub_files import ranged
 from tests.hub_server import Answer, HubServer, Refused, Request
 
 

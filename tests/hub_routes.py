@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import time
 from typing import Any
 
 import yaml
@@ -70,7 +69,7 @@ def delete(hub: HubServer, request: Request) -> Answer:
 
 def info(hub: HubServer, request: Request, name: str, revision: str) -> Answer:
     repo = hub.repo(request, name)
-    commit = _commit(repo, revision or "main")
+    commit = commit_of(repo, revision or "main")
     rows = []
     for path, file in sorted(commit.files.items()):
         row: dict[str, Any] = {"rfilename": path}
@@ -86,32 +85,6 @@ def info(hub: HubServer, request: Request, name: str, revision: str) -> Answer:
     return Answer.of({**about, "lastModified": _DAY, "createdAt": _DAY, "tags": [], "siblings": rows})
 
 
-def tree(hub: HubServer, request: Request, name: str, revision: str, folder: str) -> Answer:
-    commit = _commit(hub.repo(request, name, files=True), revision)
-    deep = request.query.get("recursive", ["false"])[0].lower() == "true"
-    rows: dict[str, dict[str, Any]] = {}
-    for path, file in sorted(commit.files.items()):
-        if folder and not path.startswith(folder + "/"):
-            continue
-        parents = path[len(folder) + 1 if folder else 0 :].split("/")[:-1]
-        for depth in range(1, len(parents) + 1):
-            above = "/".join([*filter(None, [folder]), *parents[:depth]])
-            rows.setdefault(above, {"type": "directory", "path": above, "oid": "0" * 40, "size": 0})
-            if not deep:
-                break
-        if deep or not parents:
-            rows[path] = _row(hub, path, file)
-    if folder and not rows:
-        raise Refused(404, f"{folder} does not exist on {revision}", "EntryNotFound")
-    return Answer.of(list(rows.values()))
-
-
-def paths_info(hub: HubServer, request: Request, name: str, revision: str) -> Answer:
-    commit = _commit(hub.repo(request, name, files=True), revision)
-    asked = request.json()["paths"] if b"{" in request.body else []
-    return Answer.of([_row(hub, path, commit.files[path]) for path in asked if path in commit.files])
-
-
 def refs(hub: HubServer, request: Request, name: str) -> Answer:
     repo = hub.repo(request, name)
     rows = [
@@ -124,7 +97,7 @@ def refs(hub: HubServer, request: Request, name: str) -> Answer:
 
 def commits(hub: HubServer, request: Request, name: str, revision: str) -> Answer:
     repo = hub.repo(request, name)
-    at: Commit | None = _commit(repo, revision)
+    at: Commit | None = commit_of(repo, revision)
     rows = []
     while at is not None:
         about = {"id": at.sha, "title": at.title, "message": "", "date": _DAY}
@@ -139,13 +112,13 @@ def branch(hub: HubServer, request: Request, name: str, made: str) -> Answer:
         if made in repo.branches:
             raise Refused(409, f"Reference refs/heads/{made} already exists", "")
         told = request.json() if request.body else {}
-        repo.branches[made] = _commit(repo, told.get("startingPoint") or "main").sha
+        repo.branches[made] = commit_of(repo, told.get("startingPoint") or "main").sha
     return Answer.of({})
 
 
 def preupload(hub: HubServer, request: Request, name: str, revision: str) -> Answer:
-    asking = hub.repo(request, name, write=not _asks(request, revision))
-    commit = _commit(asking, revision)
+    asking = hub.repo(request, name, write=not asks_for_request(request, revision))
+    commit = commit_of(asking, revision)
     if hub.account(request) is None:
         raise Refused(401, "Invalid username or password.", "")
     rows = []
@@ -158,26 +131,15 @@ def preupload(hub: HubServer, request: Request, name: str, revision: str) -> Ans
     return Answer.of({"files": rows})
 
 
-def xet_token(hub: HubServer, request: Request, name: str, kind: str, revision: str) -> Answer:
-    repo = hub.repo(request, name, files=True, write=kind == "write" and not _asks(request, revision))
-    _commit(repo, revision)
-    if not hub.xet:
-        raise Refused(404, "this hub has no xet", "Unknown")
-    address, expires = f"local://{hub.store.xet}", str(int(time.time()) + 3600)
-    told = {"casUrl": address, "accessToken": "xet-only", "exp": int(expires)}
-    headers = {"X-Xet-Cas-Url": address, "X-Xet-Access-Token": "xet-only", "X-Xet-Token-Expiration": expires}
-    return Answer.of(told, **headers)
-
-
 def commit(hub: HubServer, request: Request, name: str, revision: str) -> Answer:
     asks_pr = "create_pr" in request.query
-    repo = hub.repo(request, name, write=not _asks(request, revision))
+    repo = hub.repo(request, name, write=not asks_for_request(request, revision))
     account = hub.account(request)
     if account is None:
         raise Refused(401, "Invalid username or password.", "")
     operations = [json.loads(line) for line in request.body.splitlines() if line.strip()]
     with hub.store.lock:
-        before = _commit(repo, revision)
+        before = commit_of(repo, revision)
         header = next(o["value"] for o in operations if o["key"] == "header")
         if header.get("parentCommit", before.sha) != before.sha:
             raise Refused(412, "A commit has happened since. Please refresh and try again.", "")
@@ -231,79 +193,30 @@ def _request(repo: Repo, title: str) -> str:
     return ref
 
 
-def resolve(hub: HubServer, request: Request, name: str, revision: str, path: str) -> Answer:
-    commit = _commit(hub.repo(request, name, files=True), revision)
-    file = commit.files.get(path)
-    told = {"X-Repo-Commit": commit.sha, "Accept-Ranges": "bytes"}
-    if file is None:
-        return Answer.of({"error": "Entry not found"}, 404, **{"X-Error-Code": "EntryNotFound", **told})
-    if not file.lfs:
-        told |= {"ETag": f'"{file.oid}"', "Content-Length": str(file.size)}
-        return ranged(request, hub.store.read(file.sha256), told)
-    told |= {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.size), "ETag": f'"{file.oid}"'}
-    if found := _xet_hash(hub, file):
-        route = f"{hub.url}/api/models/{name}/xet-read-token/{commit.sha}"
-        told |= {"X-Xet-Hash": found, "Link": f'<{route}>; rel="xet-auth"'}
-    return Answer(302, b"", {**told, "Location": f"{hub.storage}/{file.sha256}"})
-
-
-def ranged(request: Request, data: bytes, headers: dict[str, str]) -> Answer:
-    """All of ``data``, or the range that is asked for."""
-    match = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
-    if match is None:
-        return Answer(200, data, headers)
-    first, last = int(match[1]), min(int(match[2] or len(data) - 1), len(data) - 1)
-    if first > last:
-        return Answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
-    part = data[first : last + 1]
-    more = {"Content-Range": f"bytes {first}-{last}/{len(data)}", "Content-Length": str(len(part))}
-    return Answer(206, part, {**headers, **more})
-
-
-def _asks(request: Request, revision: str) -> bool:
+def asks_for_request(request: Request, revision: str) -> bool:
     """Whether this is for a pull request, which anybody may make."""
     return "create_pr" in request.query or revision.startswith("refs/pr/")
 
 
-def _commit(repo: Repo, revision: str) -> Commit:
+def commit_of(repo: Repo, revision: str) -> Commit:
     found = repo.commit(revision)
     if found is None:
         raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
     return found
 
 
-def _xet_hash(hub: HubServer, file: File) -> str | None:
-    """What the file is called in the xet store, if it lies there."""
-    found = hub.store.xet_hashes().get(file.sha256) if file.lfs and hub.xet else None
-    return None if found is None else found[0]
-
-
-def _row(hub: HubServer, path: str, file: File) -> dict[str, Any]:
-    row: dict[str, Any] = {"type": "file", "path": path, "size": file.size, "oid": file.oid}
-    if file.lfs:
-        row["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": 130}
-    if found := _xet_hash(hub, file):
-        row["xetHash"] = found
-    return row
-
-
-_MODEL = r"/api/models/([^/]+/[^/]+)"
+MODEL = r"/api/models/([^/]+/[^/]+)"
 ROUTES = [
     ("GET", "/api/whoami-v2", whoami),
     ("POST", "/api/validate-yaml", validate_yaml),
     ("POST", "/api/repos/create", create),
     ("DELETE", "/api/repos/delete", delete),
-    ("GET", _MODEL + "(?:/revision/([^/]+))?", info),
-    ("GET", _MODEL + "/tree/([^/]+)(?:/(.+))?", tree),
-    ("POST", _MODEL + "/paths-info/([^/]+)", paths_info),
-    ("GET", _MODEL + "/refs", refs),
-    ("GET", _MODEL + "/commits/([^/]+)", commits),
-    ("POST", _MODEL + "/branch/([^/]+)", branch),
-    ("POST", _MODEL + "/preupload/([^/]+)", preupload),
-    ("GET", _MODEL + "/xet-(read|write)-token/([^/]+)", xet_token),
-    ("POST", _MODEL + "/commit/([^/]+)", commit),
-    ("POST", _MODEL + "/discussions", discussions),
-    ("GET", _MODEL + r"/discussions/(\d+)", discussion),
-    ("HEAD", "/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", resolve),
-    ("GET", "/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", resolve),
+    ("GET", MODEL + "(?:/revision/([^/]+))?", info),
+    ("GET", MODEL + "/refs", refs),
+    ("GET", MODEL + "/commits/([^/]+)", commits),
+    ("POST", MODEL + "/branch/([^/]+)", branch),
+    ("POST", MODEL + "/preupload/([^/]+)", preupload),
+    ("POST", MODEL + "/commit/([^/]+)", commit),
+    ("POST", MODEL + "/discussions", discussions),
+    ("GET", MODEL + r"/discussions/(\d+)", discussion),
 ]

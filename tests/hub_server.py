@@ -111,7 +111,7 @@ class HubServer:
     """
 
     def __init__(self, folder: Path, accounts: Mapping[str, Account]) -> None:
-        from tests import hub_lfs, hub_routes
+        from tests import hub_files, hub_lfs, hub_routes
 
         self.accounts = dict(accounts)
         self.store = Store(folder)
@@ -119,7 +119,8 @@ class HubServer:
         self.part_size: int | None = None
         self.xet = True
         self._faults: list[_Fault] = []
-        self._routes = [(m, re.compile(path), f) for m, path, f in (*hub_routes.ROUTES, *hub_lfs.ROUTES)]
+        routes = [*hub_routes.ROUTES, *hub_files.ROUTES, *hub_lfs.ROUTES]
+        self._routes = [(m, re.compile(path), f) for m, path, f in routes]
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self.port = self._server.server_port
@@ -172,6 +173,7 @@ class HubServer:
         """What to send back; None to hang up."""
         fault = self._fault(request)
         if fault is not None and fault.hold is None:
+            request.status = fault.answer.status if fault.answer is not None else 0
             return fault.answer
         if fault is not None and fault.hold is not None:
             fault.hold.wait()

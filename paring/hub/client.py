@@ -1,13 +1,13 @@
 """The little that we need of ``huggingface_hub``, imported when it is needed.
 
 Tokens are the client's business: it takes them from ``HF_TOKEN`` or from the login, and nothing here ever
-sees one. Its bars and warnings are turned off: progress is told by our own logger, trouble by our errors.
+sees one. The command line turns its bars and warnings off: progress is told by our own logger, trouble by our
+errors; in Python they are the caller's to set.
 """
 
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 from functools import cache
 from pathlib import Path
@@ -44,8 +44,6 @@ def api() -> Any:
         import huggingface_hub
     except ImportError:
         raise HubError("the Hub needs huggingface_hub: pip install huggingface_hub") from None
-    _utils().disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     return huggingface_hub.HfApi(library_name="paring", library_version=paring.__version__)
 
 

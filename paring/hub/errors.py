@@ -26,6 +26,10 @@ def reporting(what: str, *, hint: str = "") -> Iterator[None]:
         yield
     except ParingError:
         raise
+    except RuntimeError as error:  # what an upload in a thread of its own wraps its error in
+        if not isinstance(error.__cause__, client.errors()):
+            raise
+        raise HubError(sentence(error.__cause__, what) + hint) from error
     except client.errors() as error:
         raise HubError(sentence(error, what) + hint) from error
 
@@ -43,7 +47,9 @@ def sentence(error: BaseException, what: str) -> str:
         return _down(error, what)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no room for {what}: the disk of the Hub's cache is full (HF_HOME says where it is)"
-    return f"{what}: the Hub's client failed ({type(error).__name__}: {_first_line(error)})"
+    if isinstance(error, ValueError):
+        return _value(error, what)
+    return f"{what}: the Hub's client failed ({type(error).__name__}: {_one_line(error)})"
 
 
 def status_of(error: BaseException) -> int | None:
@@ -72,9 +78,9 @@ def _server(error: Any) -> str:
     return " ".join(str(text).split())[:300]
 
 
-def _first_line(error: BaseException) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
-    return re.sub(r"\?\S*", "", text)[:300]
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or "no reason given"
+    return re.sub(r"\?\S+", "", text)[:300]
 
 
 def _missing(error: Any, what: str) -> str:
@@ -142,7 +148,7 @@ def _rate(error: Any, what: str) -> str:
 
 
 def _bad_request(error: Any, what: str) -> str:
-    return f"{what}: the Hub refuses this: {_server(error) or _first_line(error)}"
+    return f"{what}: the Hub refuses this: {_server(error) or _one_line(error)}"
 
 
 def _down(error: Any, what: str) -> str:
@@ -159,7 +165,7 @@ def _offline(error: Any, what: str) -> str:
 
 
 def _value(error: Any, what: str) -> str:
-    return f"{what}: {_first_line(error)}"
+    return f"{what}: {_one_line(error)}"
 
 
 def _other(error: Any, what: str) -> str:
@@ -167,7 +173,7 @@ def _other(error: Any, what: str) -> str:
     if status is not None and status >= 500:
         where = "storage" if _is_storage(error) else "Hub"
         return f"{what}: the {where} has trouble (HTTP {status}): try again later"
-    return f"{what}: the Hub refuses this (HTTP {status}): {_server(error) or _first_line(error)}"
+    return f"{what}: the Hub refuses this (HTTP {status}): {_server(error) or _one_line(error)}"
 
 
 def _page(repo: str) -> str:
