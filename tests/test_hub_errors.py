@@ -13,7 +13,6 @@ from paring.errors import HubError, OptionError, ParingError, UnsupportedError
 from tests.hub_server import HubServer
 from tests.hubbing import ADAPTERS, paring, put
 
-
 # the client's own, when it uploads over LFS
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
@@ -67,7 +66,7 @@ def test_a_token_refused_within_xet(hub: HubServer, folder: Path, status: int) -
 
 
 def test_a_repository_that_is_missing_or_private(hub: HubServer, tmp_path: Path) -> None:
-    with pytest.raises(HubError, match="is not on the Hub, or is private .*nor is there a file or folder"):
+    with pytest.raises(HubError, match=r"is not on the Hub, or is private .*nor is there a file or folder"):
         api.inspect("me/none")
     hub.store.create("other/hidden", private=True)
     with pytest.raises(HubError, match=r"other/hidden is not on the Hub, or is private"):

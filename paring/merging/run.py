@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from paring import describing
+from paring import atomic, describing
 from paring.dtypes import Stored, itemsize, numel
 from paring.errors import UnsupportedError
 from paring.merging import record, tasks
@@ -51,6 +51,8 @@ def run(
     started = time.perf_counter()
     if dry_run:
         return _report(plan, started, 0, device, dry_run=True)
+    if not plan.single:  # what writing would refuse, before anything is read or downloaded
+        atomic.refuse_folder(atomic.target_of(plan.output), plan.overwrite, _replaceable(plan))
     for model in plan.models:
         if model is not None:
             model.checkpoint.fetch()
