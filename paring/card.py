@@ -144,6 +144,8 @@ def evaluations(path: Path) -> list[Evaluation]:
     """
     try:
         found = json.loads(read_bounded(path, MAX_CARD, "evaluations"))
+        if not isinstance(found, list):
+            raise TypeError("not a list")
         rows = [Evaluation(**row) for row in found]
     except BadFileError as error:
         raise OptionError(f"--evaluations {error}") from None

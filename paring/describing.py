@@ -6,7 +6,6 @@ Everything here is in the result, so that a card can be made when it is written 
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,8 @@ from paring.card import Card
 from paring.checkpoint import open_checkpoint
 from paring.errors import BadFileError, OptionError, UnsupportedError
 from paring.hub.names import Ref, parse
-from paring.merging.plan import SHARD_BYTES
 from paring.merging.record import RECIPE
+from paring.retyping import command_of
 from paring.untrusted import parse_json
 
 if TYPE_CHECKING:
@@ -26,15 +25,8 @@ if TYPE_CHECKING:
 #: how code on a card calls the folder that the card is in, until it is pushed
 HERE = "PATH/TO/THIS/FOLDER"
 _ROWS = 8  # modules on a card: those that lost most
-#: keys of a recipe that stand elsewhere on a command line, or nowhere
-_PLACED = ("paring", "command", "models", "method", "options", "source", "sources", "stages")
-#: keys that no command line can say: the recipe must
-_ONLY_RECIPE = ("stages", "patterns", "layers", "tail")
 #: what a packed file tells of itself -> digits behind the point
 _FIGURES = (("ratio", 1), ("error", 4))
-#: what goes without saying
-_DEFAULTS = {"scale": 1.0, "missing": "refuse", "carried": "refuse", "carry": "lossless",
-             "shard_size": SHARD_BYTES}  # fmt: skip
 _AUTO = (
     ("ForCausalLM", "AutoModelForCausalLM"), ("LMHeadModel", "AutoModelForCausalLM"),
     ("ForSequenceClassification", "AutoModelForSequenceClassification"),
@@ -76,6 +68,30 @@ def merged(
             facts=facts,
             tables=_modules(modules),
             loading=_loading(library, base, config),
+            recipe=recipe,
+        )
+    )
+
+
+def extracted(
+    recipe: Mapping[str, Any], *, base: str, facts: Sequence[tuple[str, str]],
+    modules: Sequence[ModuleReport], folders: Sequence[Path],
+) -> str:  # fmt: skip
+    """The card of an adapter that was extracted from a fine-tune of ``base``."""
+    tuned, named = str(recipe["tuned"]), str(recipe["base"])
+    return card.render(
+        Card(
+            title=f"{_short(tuned)}, as a LoRA",
+            intro=f"Extracted by paring from {_told(tuned)}, a fine-tune of {_told(named)}.",
+            base=card.repositories([named]),
+            relation="adapter",
+            library="peft",
+            tags=["lora"],
+            license=card.common_license(folders),
+            command=command_of(recipe, "OUT"),
+            facts=facts,
+            tables=_modules(modules),
+            loading=_loading("peft", base, None),
             recipe=recipe,
         )
     )
@@ -174,31 +190,6 @@ def _packed(found: Inspection, path: Path, repo: str) -> Card:
         loading=loading,
         recipe={key: value for key, value in recipe.items() if value is not None},
     )
-
-
-def command_of(recipe: Mapping[str, Any], output: str) -> str | None:
-    """What to type to make a result again; None where only its recipe can say it."""
-    spread = any(isinstance(weight, list | tuple) for weight in recipe.get("weights") or ())
-    if spread or any(recipe.get(key) for key in _ONLY_RECIPE):
-        return None
-    told = str(recipe.get("command"))
-    words = [told, *map(str, recipe.get("models") or recipe.get("sources") or ())]
-    if told == "compress" and len(words) == 1:
-        words.append(str(recipe.get("source") or "ADAPTER"))
-    words += ["--method", str(recipe.get("method"))]
-    for key, value in {**recipe, **(recipe.get("options") or {})}.items():
-        if key not in _PLACED and value is not None and value != _DEFAULTS.get(key):
-            words += _option(key, value)
-    return shlex.join([*words, "-o", output])
-
-
-def _option(key: str, value: Any) -> list[str]:
-    flag = key.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{flag}" if value else f"--no-{flag}"]
-    if isinstance(value, list | tuple):
-        return [f"--{flag}", ",".join(map(str, value))]
-    return [f"--{flag}", str(value)]
 
 
 def _method(kind: registry.Kind, name: object) -> str:

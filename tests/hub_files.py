@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from typing import Any
+from urllib.parse import parse_qs
 
 from tests.hub_routes import MODEL, asks_for_request, commit_of
 from tests.hub_server import Answer, HubServer, Refused, Request
@@ -33,7 +34,7 @@ def tree(hub: HubServer, request: Request, name: str, revision: str, folder: str
 
 def paths_info(hub: HubServer, request: Request, name: str, revision: str) -> Answer:
     commit = commit_of(hub.repo(request, name, files=True), revision)
-    asked = request.json()["paths"] if b"{" in request.body else []
+    asked = parse_qs(request.body.decode()).get("paths", [])
     return Answer.of([_row(hub, path, commit.files[path]) for path in asked if path in commit.files])
 
 
@@ -44,7 +45,7 @@ def xet_token(hub: HubServer, request: Request, name: str, kind: str, revision: 
     commit_of(repo, revision)
     if not hub.xet:
         raise Refused(404, "this hub has no xet", "Unknown")
-    address, expires = f"local://{hub.store.turn(request.process)}", str(int(time.time()) + 3600)
+    address, expires = f"local://{hub.store.turn(request.port)}", str(int(time.time()) + 3600)
     told = {"casUrl": address, "accessToken": "xet-only", "exp": int(expires)}
     headers = {"X-Xet-Cas-Url": address, "X-Xet-Access-Token": "xet-only", "X-Xet-Token-Expiration": expires}
     return Answer.of(told, **headers)

@@ -10,11 +10,11 @@ from tests.hub_server import Answer, HubServer, Refused, Request
 
 def batch(hub: HubServer, request: Request, name: str) -> Answer:
     hub.repo(request, name, write="refs/pr/" not in str(request.json().get("ref")))
-    rows = []
+    rows, seen = [], set()
     for told in request.json()["objects"]:
         oid, size = told["oid"], told["size"]
         row = {"oid": oid, "size": size}
-        if not hub.store.has(oid):
+        if not hub.store.has(oid) and oid not in seen:
             upload: dict[str, object] = {"href": f"{hub.storage}/{oid}"}
             if hub.part_size and size > hub.part_size:
                 count = -(-size // hub.part_size)
@@ -25,6 +25,7 @@ def batch(hub: HubServer, request: Request, name: str) -> Answer:
                 }
             row["actions"] = {"upload": upload, "verify": {"href": f"{hub.url}/api/lfs/verify"}}
         rows.append(row)
+        seen.add(oid)
     return Answer.of({"transfer": "basic", "objects": rows})
 
 

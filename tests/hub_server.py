@@ -47,6 +47,7 @@ class Request:
     headers: Mapping[str, str]
     body: bytes
     query: dict[str, list[str]]
+    port: int = 0
     status: int = 0
 
     @property
@@ -58,12 +59,6 @@ class Request:
     def token(self) -> str | None:
         scheme, _, token = self.headers.get("Authorization", "").partition(" ")
         return token if scheme == "Bearer" else None
-
-    @property
-    def process(self) -> str:
-        """Which process asks, by what the client calls its session."""
-        match = re.search(r"session_id/(\w+)", self.headers.get("User-Agent", ""))
-        return match[1] if match else "any"
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -255,7 +250,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 body = b"".join(iter(self._chunk, b""))
             headers = {name.title(): value for name, value in self.headers.items()}
             query = parse_qs(parts.query, keep_blank_values=True)
-            request = Request(self.command, parts.path, headers, body, query)
+            request = Request(self.command, parts.path, headers, body, query, self.client_address[1])
             answer = hub.answer(request)
             if answer is None:
                 self.close_connection = True

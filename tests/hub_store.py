@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import struct
 import threading
 import time
@@ -20,7 +21,7 @@ _RECORD = 48  # bytes of every record of a shard
 _VERIFIED, _EXTENDED = 1 << 31, 1 << 30  # flags of a file: records of checks follow, and one of its SHA-256
 
 
-_OPENING = 1.0  # seconds from a token to the store being opened with it, at most
+_OPENING = 3.0  # seconds from a token to the store being opened with it, at most
 _NUMBERS = itertools.count()  # no two commits are the same, as no two moments are
 
 
@@ -80,29 +81,39 @@ class Store:
         (folder / "parts").mkdir()
         self._xet = folder / "cas"
         self._turns = threading.Lock()
-        self._holder: str | None = None
-        self._given = 0.0
+        self._over = threading.Event()
+        self._over.set()
+        self._ours = False
         self._shards: dict[str, dict[str, tuple[str, int]]] = {}
 
-    def turn(self, process: str) -> Path:
-        """The folder of the xet store, once no other process has it open, or is about to open it."""
+    def turn(self, port: int = 0) -> Path:
+        """The folder of the xet store, once no other process has it open, or is about to open it. ``port`` is
+        that of the client's end of its connection.
+        """
+        ours = port in _own_ports()
         with self._turns:
-            until = time.monotonic() + 60
-            while self._holder not in (None, process) and time.monotonic() < until:
-                if not self._is_open() and time.monotonic() > self._given + _OPENING:
-                    break
-                time.sleep(0.02)
-            self._holder, self._given = process, time.monotonic()
+            if not (ours and self._ours):
+                self._over.wait(20)
+            self._ours, self._over = ours, threading.Event()
+            threading.Thread(target=self._watch, args=(self._over,), daemon=True).start()
         return self._xet
+
+    def _watch(self, over: threading.Event) -> None:
+        """Tell when the store, which somebody is about to open, was opened and closed, or was not."""
+        until = time.monotonic() + _OPENING
+        while not self._is_open() and time.monotonic() < until:
+            time.sleep(0.004)
+        while self._is_open():
+            time.sleep(0.004)
+        over.set()
 
     def _is_open(self) -> bool:
         """Whether a process holds the lock of the store's database; where this cannot be told, no."""
         try:
             status = (self._xet / "xet" / "xorbs" / "global_dedup_lookup.redb").stat()
-            held = Path("/proc/locks").read_text()
+            return f":{status.st_ino} " in Path("/proc/locks").read_text()
         except OSError:
             return False
-        return f":{status.st_ino} " in held
 
     def xet_bytes(self) -> int:
         """How many bytes the xet store takes."""
@@ -116,7 +127,9 @@ class Store:
     def put(self, data: bytes) -> str:
         """Keep bytes; returns their SHA-256."""
         sha256 = hashlib.sha256(data).hexdigest()
-        (self.folder / "blobs" / sha256).write_bytes(data)
+        partial = self.folder / "parts" / f"{sha256}.{threading.get_ident()}"
+        partial.write_bytes(data)
+        partial.replace(self.folder / "blobs" / sha256)  # whole at once: somebody may ask for it already
         return sha256
 
     def file(self, sha256: str, size: int, *, lfs: bool) -> File:
@@ -170,6 +183,20 @@ def _files_in(shard: bytes) -> dict[str, tuple[str, int]]:
             found[_hex(shard[at : at + 32])] = _hex(name), size
             at += _RECORD
     return found
+
+
+def _own_ports() -> set[int]:
+    """The local ports of this process's connections, as Linux tells them; none elsewhere."""
+    ports = set()
+    try:
+        own = {os.readlink(found) for found in Path("/proc/self/fd").iterdir() if found.is_symlink()}
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            words = line.split()
+            if f"socket:[{words[9]}]" in own:
+                ports.add(int(words[1].rpartition(":")[2], 16))
+    except OSError:
+        pass  # not Linux, or a connection that ended meanwhile
+    return ports
 
 
 def _hex(raw: bytes) -> str:

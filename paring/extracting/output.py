@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paring import atomic
+from paring import atomic, describing
 from paring.checkpoint import reads_back, write_safetensors
 from paring.decompressing import CONFIG, WEIGHTS
 from paring.dtypes import Stored
@@ -172,7 +172,8 @@ class Output:
             write_safetensors(folder / WEIGHTS, contents(), told, layout=layout, check=check)
             text = json.dumps(self.config(modules, carried), indent=2, sort_keys=True) + "\n"
             (folder / CONFIG).write_text(text, encoding="utf-8")
-            (folder / "README.md").write_text(self._card(modules), encoding="utf-8")
+            text = self._card(modules, (folder / WEIGHTS).stat().st_size)
+            (folder / "README.md").write_text(text, encoding="utf-8")
 
     def config(self, modules: Sequence[Extracted], carried: Carriage) -> dict[str, Any]:
         """``adapter_config.json``: alpha equals the rank everywhere, so that the scale is 1."""
@@ -226,18 +227,19 @@ class Output:
         heads = [name for name in _HEADS[task] if any(other.endswith(name) for other in known)]
         return task if heads and all(head in carried.modules for head in heads) else None
 
-    def _card(self, modules: Sequence[Extracted]) -> str:
+    def _card(self, modules: Sequence[Extracted], nbytes: int) -> str:
         ranks = [module.rank for module in modules]
         lost, total = sum(m.lost for m in modules), sum(m.energy for m in modules)
-        told = json.dumps(self.recipe, indent=2, sort_keys=True, ensure_ascii=False)
-        tuned = Path(self.recipe["tuned"]).name
-        return (
-            f"---\nlibrary_name: peft\nbase_model: {json.dumps(self.base_name)}\n"
-            "tags:\n- lora\n- paring\n---\n"
-            f"# {tuned}, as a LoRA\n\nExtracted by paring from `{tuned}` and its base "
-            f"`{Path(self.base_name).name}`: {len(ranks)} modules, ranks {min(ranks)} to {max(ranks)}, "
-            f"relative error {(lost / total) ** 0.5:.4f} of what these modules had learnt.\n\n"
-            f"```json\n{told}\n```\n"
+        facts = [
+            ("modules", f"{len(ranks):,}"),
+            ("ranks", f"{min(ranks)} to {max(ranks)}"),
+            ("size", f"{nbytes:,} bytes"),
+            ("relative error of what these modules had learnt", f"{(lost / total) ** 0.5:.4f}"),
+        ]
+        reports = [module.report() for module in modules]
+        folders = [self.tuned.folder, self.base.folder]
+        return describing.extracted(
+            self.recipe, base=self.base_name, facts=facts, modules=reports, folders=folders
         )
 
 

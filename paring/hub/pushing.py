@@ -25,6 +25,7 @@ from paring.hub import client
 from paring.hub.errors import reporting, status_of
 from paring.hub.names import is_repository
 from paring.report import Pushed
+from paring.untrusted import read_bounded
 
 _log = getLogger("paring")
 _CARD = "README.md"
@@ -98,7 +99,7 @@ def publish(paths: Sequence[Path], push: Push) -> Pushed:
             _link(path, stage / name)
         text = _card(paths, found, push)
         (stage / _CARD).unlink(missing_ok=True)
-        (stage / _CARD).write_text(text, encoding="utf-8")
+        (stage / _CARD).write_bytes(text.encode())  # line ends as they are
         with reporting(push.repo, hint=again):
             revision, url = _place(api, push)
         if revision is not None and revision.startswith(_LATER):
@@ -186,7 +187,7 @@ def _link(path: Path, place: Path) -> None:
 def _card(paths: Sequence[Path], found: dict[str, Path], push: Push) -> str:
     """The card: that in the folder, or one made for what is there; completed by what only the Hub knows."""
     if _CARD in found:
-        text = found[_CARD].read_text(encoding="utf-8")
+        text = _read(found[_CARD])
     elif len(paths) > 1:
         text = describing.of_files(paths, push.repo)
     else:
@@ -196,6 +197,13 @@ def _card(paths: Sequence[Path], found: dict[str, Path], push: Push) -> str:
     base = header.get("base_model") or []
     licence = None if "license" in header else _licence([base] if isinstance(base, str) else base)
     return card.completed(text, push.repo.rpartition("/")[2], push.evaluations, licence)
+
+
+def _read(path: Path) -> str:
+    try:
+        return read_bounded(path, card.MAX_CARD, "a card").decode()
+    except UnicodeDecodeError:
+        raise BadFileError(f"{path} is not text in UTF-8, and no card") from None
 
 
 def _licence(repos: Sequence[str]) -> str | None:
