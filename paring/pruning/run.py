@@ -29,6 +29,7 @@ from paring.pruning.reading import Piece, Reader
 from paring.pruning.scoring import Statistics
 from paring.report import CarriedReport, ModuleReport, Pruning, peak_rss_bytes
 from paring.resumable import Staging, index_of, staged
+from paring.stream import in_order
 
 _log = logging.getLogger("paring")
 _NOTE = struct.Struct("<qqqdd")
@@ -120,20 +121,22 @@ def _statistics(plan: PrunePlan) -> Statistics | None:
 
 def _carry(plan: PrunePlan, reader: Reader, staging: Staging) -> None:
     """Copy what is left alone, bit for bit, by spans."""
-    buffer = np.empty(0, np.uint8)
-    for left in plan.left:
-        if left.name in staging.done:
-            continue
-        info = plan.checkpoint.tensors[left.name]
-        size = itemsize(info.dtype)
-        if len(buffer) < min(info.nbytes, SPAN * 2):
-            buffer = np.empty(SPAN * 2, np.uint8)
-        checksum, step = 0, SPAN * 2 // size
-        for start in range(0, info.numel, step):
-            stop = min(start + step, info.numel)
-            bits = np.ascontiguousarray(reader.source.read(left.name, start, stop, buffer))
-            checksum += staging.write(left.name, start, bits)
-        staging.complete(left.name, checksum % 2**64)
+    todo = [left.name for left in plan.left if left.name not in staging.done]
+    parts: list[tuple[str, int, int]] = []
+    for name in todo:
+        info = plan.checkpoint.tensors[name]
+        step = SPAN * 2 // itemsize(info.dtype)
+        parts += [(name, start, min(start + step, info.numel)) for start in range(0, info.numel, step)]
+
+    def copy(part: tuple[str, int, int]) -> int:
+        bits = reader.source.read(*part, reader.buffer("read", SPAN * 2))
+        return staging.write(part[0], part[1], np.ascontiguousarray(bits))
+
+    sums = dict.fromkeys(todo, 0)
+    for (name, _, _), checksum in zip(parts, in_order(copy, parts, reader.threads), strict=True):
+        sums[name] += checksum
+    for name, total in sums.items():
+        staging.complete(name, total % 2**64)
 
 
 def _prune(
@@ -152,7 +155,7 @@ def _prune(
     def one(piece: Piece) -> tuple[int, int, Sums]:
         target = plan.targets[piece.index]
         bits = reader.bits(piece)
-        out = reader.buffer("write", piece).view(STORAGE[target.dtype])
+        out = reader.buffer("write", piece.nbytes(target.dtype)).view(STORAGE[target.dtype])
         keep, sums = decide.work(piece, bits, out)
         part = 0
         if kept is not None:

@@ -120,11 +120,9 @@ class Scorer:
         made = from_f32(weights, target.dtype, matrix.name)
         out[:] = np.where(mask, made.data, np.zeros_like(made.data))
         after = made.f32()
-        return mask, Sums(
-            *(int(np.count_nonzero(some)) for some in (mask, before == 0, after == 0)),
-            float(np.square(after - before, dtype=np.float64).sum()),
-            float(np.square(before, dtype=np.float64).sum()),
-        )  # fmt: skip
+        kept, zero, now = (int(np.count_nonzero(some)) for some in (mask, before == 0, after == 0))
+        lost = float(np.square(after - before, dtype=np.float64).sum())
+        return mask, Sums(kept, zero, now, lost, float(np.square(before, dtype=np.float64).sum()))
 
     def _stored(self, piece: Piece, matrix: Any) -> Any:
         """``(out, in)`` in the order of the file."""
