@@ -18,6 +18,7 @@ from paring.merging.models import Target
 from paring.merging.sources import Entry
 from paring.merging.vocabularies.vocabulary import Vocabulary
 from paring.merging.weights import Weighting
+from paring.pruning.masks import MaskFile
 from paring.registry import Method
 from paring.resumable import Shard
 
@@ -67,6 +68,8 @@ class MergePlan:
     config: dict[str, Any] = field(default_factory=dict)
     #: with ``--tokenizer``, what the rows of embeddings stand for
     vocabulary: Vocabulary | None = None
+    #: with ``--mask``, what stays
+    mask: MaskFile | None = None
 
     @property
     def donor(self) -> Model:

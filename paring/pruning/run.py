@@ -77,9 +77,10 @@ def fingerprint(plan: PrunePlan) -> str:
     """What tells this run from others: recipe, device, mask; what there is to know of every input file."""
     told: list[Any] = [plan.recipe, plan.options, plan.method.name, plan.device, str(plan.mask)]
     told += state_of(plan.checkpoint)
-    if plan.stats is not None:
-        status = plan.stats.stat()
-        told.append([plan.stats.name, status.st_size, status.st_mtime_ns])
+    for file in (plan.stats, None if plan.given is None else plan.given.path):
+        if file is not None:
+            status = file.stat()
+            told.append([file.name, status.st_size, status.st_mtime_ns])
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -91,7 +92,7 @@ def fit(plan: PrunePlan, reader: Reader, memory: int | None) -> None:
     need = 0
     for index, target in enumerate(plan.targets):
         stored, size = itemsize(target.dtype), min(target.size, SPAN)
-        if plan.by_bits and plan.request.allocate != "lamp":
+        if plan.given is not None or (plan.by_bits and plan.request.allocate != "lamp"):
             each = 2 * stored + 8
         elif plan.method.unit == "tensor":
             size, each = target.size, 2 * stored + 40 + 24 * target.inn // max(1, target.out)
@@ -236,14 +237,14 @@ def _report(
         target.name for target in plan.targets
         if (own := (sums or {}).get(target.name)) and own.before > target.numel - own.kept
     ]  # fmt: skip
-    if already:
+    if already and plan.given is None:
         more = f" and {len(already) - 1} more tensors" if len(already) > 1 else ""
         warnings.append(f"{already[0]}{more} had more zeros already than were to be made")
     return Pruning(
         command="prune",
         inputs=[str(plan.checkpoint.path)],
         output=str(plan.output),
-        method=plan.method.name,
+        method=plan.method.name if plan.given is None else "mask",
         recipe={**plan.recipe, "options": plan.options},
         bytes_in=plan.checkpoint.nbytes,
         bytes_out=plan.bytes_out,
