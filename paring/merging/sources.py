@@ -60,26 +60,31 @@ class Weights:
         self.tensors: Mapping[str, Entry] = {
             name: Entry(info.shape, info.dtype) for name, info in checkpoint.tensors.items()
         }
-        self._plain = type(checkpoint) is Checkpoint  # what is decoded or expanded has no bytes to read
+        plain = type(checkpoint) is Checkpoint  # what is decoded or expanded has no bytes to read
+        #: tensors that are bytes in a file: where, and their dtype
+        self._stored = {
+            name: (info.file, info.start, itemsize(info.dtype), STORAGE[info.dtype])
+            for name, info in checkpoint.tensors.items()
+            if plain and info.file.suffix not in SUFFIXES
+        }
         self._open: dict[Path, int] = {}
         self._lock = threading.Lock()
         self._last: tuple[str, Bits] | None = None
 
     def read(self, name: str, start: int, stop: int, buffer: npt.NDArray[np.uint8]) -> Bits:
-        info = self.checkpoint.tensors[name]
-        if not self._plain or info.file.suffix in SUFFIXES:
+        if name not in self._stored:
             return self._whole(name)[start:stop]
-        size = itemsize(info.dtype)
+        file, at, size, storage = self._stored[name]
         raw = buffer[: (stop - start) * size]
         if len(raw) < (stop - start) * size:
             raw = np.empty((stop - start) * size, np.uint8)
-        descriptor, done = self._descriptor(info.file), 0
+        descriptor, done = self._open.get(file) or self._descriptor(file), 0
         while done < len(raw):
-            count = os.preadv(descriptor, [raw[done:].data], info.start + start * size + done)
+            count = os.preadv(descriptor, [raw[done:].data], at + start * size + done)
             if not count:
-                raise BadFileError(f"{info.file} was changed after it was opened: run the command again")
+                raise BadFileError(f"{file} was changed after it was opened: run the command again")
             done += count
-        return raw.view(STORAGE[info.dtype])
+        return raw.view(storage)
 
     def _whole(self, name: str) -> Bits:
         """A tensor of a packed or PyTorch file, flat; the last one is kept for its next span."""
