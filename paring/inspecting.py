@@ -80,18 +80,22 @@ def _modules(adapter: Adapter) -> list[ModuleReport]:
 
 
 def _recorded(adapter: Adapter) -> Callable[[str, int], dict[str, Any]]:
-    """What a packed file tells of a module of so many parameters: density and error, or nothing."""
+    """What a packed file tells of a module of so many parameters: density, error, or nothing."""
     opened = adapter.checkpoint
     told = opened.facts.get("modules", {}) if isinstance(opened, Packed) else {}
     names = sorted([module.name for module in adapter.modules] + [vector.name for vector in adapter.vectors])
     columns = [told.get(key, []) for key in ("nonzero", "error")]
-    if any(len(column) != len(names) for column in columns):
-        return lambda name, numel: {}
-    by_name = dict(zip(names, zip(*columns, strict=True), strict=True))
+    nonzero, error = (
+        dict(zip(names, some, strict=True)) if len(some) == len(names) else {} for some in columns
+    )
 
     def recorded(name: str, numel: int) -> dict[str, Any]:
-        nonzero, error = by_name[name]
-        return {"density": nonzero / numel, "error": error / 10_000}
+        found = {}
+        if name in nonzero:
+            found["density"] = nonzero[name] / numel
+        if name in error:
+            found["error"] = error[name] / 10_000
+        return found
 
     return recorded
 
