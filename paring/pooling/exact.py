@@ -105,7 +105,7 @@ def _measured(lines: Sequence[Lines], own: Sequence[Part], found: Found, dtype: 
     again = shards.decode(raw, shapes, [dtype] * len(members), known=known)
     if any(a.tobytes() != part.tensor.tobytes() for a, part in zip(again, members, strict=True)):
         return None
-    plain = sizes([(_spec(part), part.tensor) for part in members])
+    plain = sizes([(part.spec, part.tensor) for part in members])
     more = sizes([(Spec("/", dtype, pool.shape), pool)]) if len(pool.data) else 0
     return Pooled(members, found, owned, dtype, plain, len(raw) + more + 24)
 
@@ -120,10 +120,6 @@ def gathers(
         Gather(part.tensor, part.layout, pool, index, moves)
         for part, index, moves in zip(parts, found.index, found.moves, strict=True)
     ]
-
-
-def _spec(part: Part) -> Spec:
-    return Spec(part.name, part.tensor.dtype, part.tensor.shape)
 
 
 def repeat(part: Part, held: Held) -> Gather:
@@ -152,8 +148,8 @@ def differences(
             made = _difference(part, number, held.tensors[number], stages.depth[number])
             if made is None:
                 continue
-            before = sizes([(_spec(part), part.tensor)])
-            after = sizes([(_spec(part), made)])
+            before = sizes([(part.spec, part.tensor)])
+            after = sizes([(part.spec, made)])
             if after < before:
                 found[b] = made
                 less, alone = less + after, alone + before
@@ -175,7 +171,7 @@ def _difference(part: Part, number: int, base: Stored, depth: int) -> Difference
             continue
         kept = left if left.data.any() else None
         made = Difference(part.tensor.shape, part.tensor.dtype, part.layout, number, base, mix, kept)
-        size = sizes([(_spec(part), made)])
+        size = sizes([(part.spec, made)])
         if best is None or size < best[0]:
             best = size, made
     return None if best is None else best[1]

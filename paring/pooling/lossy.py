@@ -58,9 +58,7 @@ def store(
     store_exactly(made, pile, held, rest, shortest, overlap)
     for work in works:
         least = work.copy_of or work
-        plain = sizes(
-            [(work.spec(p.name.removeprefix(work.source.name + "/")), p.tensor) for p in work.parts]
-        )
+        plain = sizes([(p.spec, p.tensor) for p in work.parts])
         coded = plain if least.alone is None else work.bytes_of(_renamed(work, least, least.alone))
         made.alone += min(plain, coded) - (plain if work.source.name in whole else 0)
     coding = [work for work in firsts if work.source.name not in whole]
@@ -140,9 +138,7 @@ def _exact_ones(made: Made, works: Sequence[Work], held: Held, shortest: int) ->
         if not work.parts:
             out.add(work.source.name)
             continue
-        plain = sizes(
-            [(work.spec(p.name.removeprefix(work.source.name + "/")), p.tensor) for p in work.parts]
-        )
+        plain = sizes([(p.spec, p.tensor) for p in work.parts])
         raw = sum(part.tensor.nbytes for part in work.parts) or 1
         whole = sum(bytes_of.get(p.name, plain * p.tensor.nbytes / raw) for p in work.parts)
         coded = None if work.alone is None else work.bytes_of(work.alone)

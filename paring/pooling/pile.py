@@ -19,6 +19,7 @@ from paring.errors import BadValueError
 from paring.factors import read_factors
 from paring.kernels.ternary.tensor import Layout, segments
 from paring.packed import Packed
+from paring.packing import Spec
 
 F64 = npt.NDArray[np.float64]
 
@@ -33,6 +34,10 @@ class Part:
     name: str
     tensor: Stored
     layout: Layout
+
+    @property
+    def spec(self) -> Spec:
+        return Spec(self.name, self.tensor.dtype, self.tensor.shape)
 
     @property
     def length(self) -> int:

@@ -80,7 +80,7 @@ def store_exactly(
     stages = made.stages
     new, repeats = exact.split(parts, held)
     by_owner = _by_owner(pile, parts)
-    made.alone += sum(sizes([(_spec(part), part.tensor) for part in own]) for own in by_owner.values() if own)
+    made.alone += sum(sizes([(part.spec, part.tensor) for part in own]) for own in by_owner.values() if own)
     _log.info("looking for shards in common among %d tensors", len(new))
     pooled: set[str] = set()
     gathered: dict[str, list[tuple[Part, Any]]] = {source.name: [] for source in pile.sources}
@@ -139,13 +139,9 @@ def _differences(
 def _emit(stages: Stages, held: Held, owner: str, items: Sequence[tuple[Part, Any]], root: bool) -> None:
     if not items:
         return
-    stages.add(owner, [(_spec(part), item) for part, item in items])
+    stages.add(owner, [(part.spec, item) for part, item in items])
     for part, _ in items:
         held.put(stages.numbers[part.name], part.tensor, part.layout if root else None)
-
-
-def _spec(part: Part) -> Spec:
-    return Spec(part.name, part.tensor.dtype, part.tensor.shape)
 
 
 def _by_owner(pile: Pile, parts: Sequence[Part]) -> dict[str, list[Part]]:

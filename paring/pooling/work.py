@@ -52,8 +52,7 @@ class Work:
         return [self.source.parts[name] for f in self.pairs for name in (f.a, f.b) if name]
 
     def spec(self, name: str) -> Spec:
-        part = self.source.parts[name]
-        return Spec(part.name, part.tensor.dtype, part.tensor.shape)
+        return self.source.parts[name].spec
 
     def bytes_of(self, items: Mapping[str, Any]) -> int:
         """The bytes that items take."""
