@@ -149,22 +149,22 @@ def differences(
             if made is None:
                 continue
             before = sizes([(part.spec, part.tensor)])
-            after = sizes([(part.spec, made)])
+            item, after = made
             if after < before:
-                found[b] = made
+                found[b] = item
                 less, alone = less + after, alone + before
     return found, less, alone
 
 
-def _difference(part: Part, number: int, base: Stored, depth: int) -> Difference | None:
-    """The smallest exact difference of a part from a tensor of the file, None for no hope."""
+def _difference(part: Part, number: int, base: Stored, depth: int) -> tuple[Difference, int] | None:
+    """The smallest exact difference of a part from a tensor of the file, and its bytes; None for no hope."""
     if depth >= MOST_DEPTH or not is_float(part.tensor) or not is_float(base) or not part.tensor.numel:
         return None
     other = Part("", "", base, part.layout if len(base.shape) > 1 else "whole")
     if other.length != part.length:
         return None
     target, rows = part.rows(), other.rows()
-    best: tuple[int, Difference] | None = None
+    best: tuple[Difference, int] | None = None
     for mix in _mixes(target, rows):
         left = apart(part.tensor, base, part.layout, mix)
         if left is None:
@@ -172,9 +172,9 @@ def _difference(part: Part, number: int, base: Stored, depth: int) -> Difference
         kept = left if left.data.any() else None
         made = Difference(part.tensor.shape, part.tensor.dtype, part.layout, number, base, mix, kept)
         size = sizes([(part.spec, made)])
-        if best is None or size < best[0]:
-            best = size, made
-    return None if best is None else best[1]
+        if best is None or size < best[1]:
+            best = made, size
+    return best
 
 
 def _mixes(target: F64, rows: F64) -> Iterator[F64 | None]:
