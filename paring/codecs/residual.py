@@ -159,12 +159,10 @@ def _rows(
     return out, take, payload[first : first + exact], payload[first + exact : first + exact + levels]
 
 
-def references(
-    payload: bytes | memoryview, shapes: Sequence[tuple[int, ...]], select: Sequence[int]
-) -> list[int]:
-    """The numbers of the tensors that the tensors ``select`` of a payload refer to."""
+def references(payload: bytes | memoryview, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Of each tensor of a payload the number of the one that it refers to."""
     rows, *_ = _rows(memoryview(payload), shapes)
-    return sorted({rows[i].reference for i in select})
+    return [(row.reference,) for row in rows]
 
 
 def decode(
