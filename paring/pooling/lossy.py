@@ -63,9 +63,7 @@ def store(
     coding = [work for work in firsts if work.source.name not in whole]
     state = State(made.stages, dict(held.tensors))
     if coding:
-        state = _best(
-            made, state, pile, coding, coders, threads, shortest, overlap, (joint.attempt, codebook.attempt)
-        )
+        state = _best(made, state, pile, coding, coders, shortest, overlap, (joint.attempt, codebook.attempt))
     for work in works:
         if work.source.name not in whole:
             _repeat(state, work)
@@ -73,8 +71,8 @@ def store(
 
 
 def _best(
-    made: Made, state: State, pile: Pile, coding: list[Work], coders: Coders, threads: int, shortest: int,
-    overlap: float, attempts: Sequence[Any],
+    made: Made, state: State, pile: Pile, coding: list[Work], coders: Coders, shortest: int, overlap: float,
+    attempts: Sequence[Any],
 ) -> State:  # fmt: skip
     """The smallest of all ways to code adapters."""
     assert pile.error is not None

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from paring import adapters
 from paring.adapters.view import Adapter
+from paring.checkpoint import digest
 from paring.codecs.residual import predicted
 from paring.coding import Factors
 from paring.dtypes import FLOATS, Stored, first_nonfinite
@@ -51,14 +50,16 @@ class Part:
 
 @dataclass(eq=False)
 class Source:
-    """One adapter: its module view, all its tensors, and what the manifest will tell of it."""
+    """One adapter: its module view and all its tensors, by their own names."""
 
     name: str
     adapter: Adapter
     parts: dict[str, Part]
-    facts: dict[str, Any]
-    digest: str
-    nbytes: int
+
+    @cached_property
+    def digest(self) -> str:
+        """The canonical digest of its tensors."""
+        return digest((name, part.tensor) for name, part in self.parts.items())
 
     @cached_property
     def modules(self) -> list[Factors]:
@@ -69,10 +70,6 @@ class Source:
     def bases(self) -> dict[tuple[str, int], F64]:
         """Orthonormal bases that have been computed, by module and side."""
         return {}
-
-    @property
-    def elements(self) -> int:
-        return sum(part.tensor.numel for part in self.parts.values())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +84,7 @@ class Pile:
     error: float | None
 
 
-def read(name: str, adapter: Adapter, facts: dict[str, Any], digest: str) -> Source:
+def read(name: str, adapter: Adapter) -> Source:
     """Read every tensor of ``adapter``. Raises BadValueError for NaN and infinity, naming the tensor."""
     checkpoint = adapter.checkpoint
     layouts = layouts_of(adapter)
@@ -100,7 +97,7 @@ def read(name: str, adapter: Adapter, facts: dict[str, Any], digest: str) -> Sou
                 "is broken, get or train it again"
             )
         parts[tensor] = Part(name, f"{name}/{tensor}", stored, layouts[tensor])
-    return Source(name, adapter, parts, facts, digest, checkpoint.nbytes)
+    return Source(name, adapter, parts)
 
 
 def layouts_of(adapter: Adapter) -> dict[str, Layout]:
@@ -109,7 +106,7 @@ def layouts_of(adapter: Adapter) -> dict[str, Layout]:
     found: dict[str, Layout] = {
         name: "rows" if len(info.shape) > 1 else "whole" for name, info in infos.items()
     }
-    for module in adapters.read(adapter.checkpoint).modules:
+    for module in adapter.modules:
         if len(infos[module.b].shape) > 1:
             found[module.b] = "columns"
     return found

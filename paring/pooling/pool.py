@@ -157,16 +157,13 @@ def run(plan: PoolPlan, *, dry_run: bool = False) -> PoolReport:
     sources = []
     for name, adapter in plan.adapters.items():
         _log.info("reading %s", name)
-        source = read(name, adapter, {}, "")
-        own = digest((tensor, part.tensor) for tensor, part in source.parts.items())
-        source.digest, source.facts = own, plan.facts(name, own)
-        sources.append(source)
+        sources.append(read(name, adapter))
     kept = [_kept(plan.kept, name) for name in names_of(plan.kept)] if plan.kept else []
     pile = Pile(sources, kept, plan.kept, plan.error)
     made: Made = plan.method.function(pile, plan.threads, plan.device, **plan.options)
     image = Image(made.stages.payloads, {})
     decoded = image.decoded()
-    told, found = _told(sources, decoded)
+    told, found = _told(plan, sources, decoded)
     already = list(plan.kept.facts["adapters"]) if plan.kept else []
     facts: dict[str, Any] = {
         "tool": f"paring {paring.__version__}",
@@ -192,12 +189,13 @@ def _kept(pool: Packed, name: str) -> Source:
     adapter = adapters.read(opened)
     layouts = layouts_of(adapter)
     tensors = dict(opened.read_all())
-    parts = {t: Part(name, f"{name}/{t}", tensor, layouts[t]) for t, tensor in tensors.items()}
-    return Source(name, adapter, parts, {}, opened.digest_recorded, 0)
+    return Source(
+        name, adapter, {t: Part(name, f"{name}/{t}", tensor, layouts[t]) for t, tensor in tensors.items()}
+    )
 
 
 def _told(
-    sources: Sequence[Source], decoded: Sequence[tuple[str, Stored]]
+    plan: PoolPlan, sources: Sequence[Source], decoded: Sequence[tuple[str, Stored]]
 ) -> tuple[list[dict[str, Any]], dict[str, list[Loss]]]:
     """What the manifest tells of each adapter, measured on what decodes; and losses by adapter."""
     out, losses = [], {}
@@ -205,7 +203,7 @@ def _told(
         prefix = source.name + "/"
         tensors = {n.removeprefix(prefix): t for n, t in decoded if n.startswith(prefix)}
         found = losses[source.name] = measured(source.modules, tensors)
-        facts = {**source.facts, "digest": digest(tensors.items())}
+        facts = {**plan.facts(source.name, source.digest), "digest": digest(tensors.items())}
         if facts["digest"] == source.digest:
             losses[source.name] = [replace(loss, lost=0.0) for loss in found]
             out.append({**facts, "error": 0.0})
@@ -260,9 +258,7 @@ def _report(
         bits_per_param=8 * image.nbytes / elements,
         error=total_error([loss for losses in found.values() for loss in losses]),
         sharing=shared,
-        relations=[
-            RelationReport(**{k: v for k, v in asdict(r).items() if k != "modules"}) for r in made.relations
-        ],
+        relations=[RelationReport(**asdict(relation)) for relation in made.relations],
         candidates=made.candidates,
         gain=max(0, gain),
         answer="" if gain > made.alone // 200 else "no gain",

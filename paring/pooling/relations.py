@@ -31,7 +31,6 @@ class Relation:
     overlap_a: float
     overlap_b: float
     chance: float
-    modules: int
 
     @property
     def most(self) -> float:
@@ -64,17 +63,11 @@ def relation(first: Source, second: Source) -> Relation | None:
     of_a = [_overlap(_basis(first, a, 0), _basis(second, b, 0)) for a, b in some]
     of_b = [_overlap(_basis(first, a, 1), _basis(second, b, 1)) for a, b in some]
     chance = np.mean([max(len(a.A), len(b.A)) / a.A.shape[1] for a, b in some])
-    return Relation(
-        first.name, second.name, float(np.mean(of_a)), float(np.mean(of_b)), float(chance), len(pairs)
-    )
-
-
-def overlap(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> float:
-    """``||Q1^T Q2||^2 / r`` of the rows of two matrices (r, n), r the smaller of their ranks."""
-    return _overlap(basis(first), basis(second))
+    return Relation(first.name, second.name, float(np.mean(of_a)), float(np.mean(of_b)), float(chance))
 
 
 def _overlap(q1: F64, q2: F64) -> float:
+    """``||Q1^T Q2||^2 / r`` of two bases (r, n), r the smaller of their ranks."""
     r = min(len(q1), len(q2))
     return float(((q1 @ q2.T) ** 2).sum() / r) if r else 0.0
 
