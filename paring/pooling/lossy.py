@@ -20,8 +20,8 @@ from paring.pooling.closed import Base, turn
 from paring.pooling.exact import Held
 from paring.pooling.pile import Pile, Source
 from paring.pooling.pricing import F64, Trellis, meet, states_for
-from paring.pooling.relations import Relation, matched, related
-from paring.pooling.report import CandidateReport
+from paring.pooling.relations import matched, related
+from paring.pooling.report import CandidateReport, RelationReport
 from paring.pooling.stages import MOST_DEPTH
 from paring.pooling.work import Coders, Items, State, Work, works_of
 
@@ -177,7 +177,7 @@ def _sequential(
 
 
 def difference(
-    work: Work, other: Source, near: Relation, state: State, error: float, plan: F64
+    work: Work, other: Source, near: RelationReport, state: State, error: float, plan: F64
 ) -> Items | None:
     """The new modules of ``work`` as difference from ``other`` as decoded, within ``error``."""
     theirs = {ours.name: their for their, ours in matched(other, work.source)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from paring.pooling.exact import Held
 from paring.pooling.members import member, names_of
 from paring.pooling.pile import Part, Pile, Source, layouts_of, read
 from paring.pooling.plan import PoolPlan
-from paring.pooling.relations import Relation, related
+from paring.pooling.relations import related
 from paring.pooling.report import CandidateReport, PoolReport, RelationReport, SharingReport
 from paring.pooling.stages import Stages, sizes
 from paring.pooling.work import Coders
@@ -38,7 +38,7 @@ class Made:
     """
 
     stages: Stages
-    relations: list[Relation] = field(default_factory=list)
+    relations: list[RelationReport] = field(default_factory=list)
     candidates: list[CandidateReport] = field(default_factory=list)
     alone: int = 0
 
@@ -258,7 +258,7 @@ def _report(
         bits_per_param=8 * image.nbytes / elements,
         error=total_error([loss for losses in found.values() for loss in losses]),
         sharing=shared,
-        relations=[RelationReport(**asdict(relation)) for relation in made.relations],
+        relations=made.relations,
         candidates=made.candidates,
         gain=max(0, gain),
         answer="" if gain > made.alone // 200 else "no gain",
