@@ -126,6 +126,7 @@ def turn(factors: Factors, base: Base | None, by_b: bool) -> Turned | None:
     s = np.where(strong, s, s[strong].mean() if strong.any() else 1.0)
     H = (u * s) @ v
     back = (u / s) @ v  # the inverse of H, transposed
-    first = _Side(H @ ortho.T, theirs[0])
-    second = _Side(back @ (lower @ ours[1]), theirs[1])
+    spare = ((0, len(A) - len(H)), (0, 0))  # of more ranks than the first side has entries, the last are zero
+    first = _Side(np.pad(H @ ortho.T, spare), theirs[0])
+    second = _Side(np.pad(back @ (lower @ ours[1]), spare), theirs[1])
     return Turned(factors, base, first, second, by_b)
