@@ -22,7 +22,7 @@ from paring import adapters, atomic
 from paring.adapters import cloneofsimo, diffusers, embedded, kohya, lycoris, peft, peft_config
 from paring.adapters.bases import Base
 from paring.adapters.view import Adapter, Dialect, LowRank
-from paring.checkpoint import reads_back, write_safetensors
+from paring.checkpoint import write_checked
 from paring.decompressing import CONFIG, parse_dtype
 from paring.dtypes import Stored, first_nonfinite
 from paring.errors import BadValueError, OptionError, UnsupportedError
@@ -249,12 +249,11 @@ def _write(
     overwrite: bool,
 ) -> None:
     """Write everything, whole or not at all, and read it again."""
-    check = reads_back(tensors.items)
     if target.suffix == ".safetensors":
-        write_safetensors(target, tensors, told, overwrite=overwrite, check=check)
+        write_checked(target, tensors, told, overwrite=overwrite)
         return
     with atomic.atomic_folder(target, overwrite, (dialect.file, CONFIG)) as folder:
-        write_safetensors(folder / dialect.file, tensors, told, check=check)
+        write_checked(folder / dialect.file, tensors, told)
         if config is not None:
             text = json.dumps(config, indent=2, sort_keys=True) + "\n"
             (folder / CONFIG).write_text(text, encoding="utf-8")

@@ -107,6 +107,16 @@ def from_f32(values: Array, dtype: str, name: str = "a tensor") -> Stored:
     return out
 
 
+def cast(stored: Stored, dtype: str, name: str = "a tensor") -> Stored:
+    """``stored`` in another dtype, each value rounded once; itself where it has that dtype already.
+
+    Raises what :func:`from_f32` raises, UnsupportedError also for a tensor that is not floating point.
+    """
+    if stored.dtype == dtype:
+        return stored
+    return from_f32(stored.data if stored.dtype == "F64" else stored.f32(), dtype, name)
+
+
 def _odd_f32(values: Array) -> npt.NDArray[np.float32]:
     """fp32 from which fp64 ``values`` can be rounded further as if at once: cut, inexact ones made odd."""
     with np.errstate(over="ignore"):

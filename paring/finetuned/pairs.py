@@ -6,9 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from paring.checkpoint import Checkpoint
-from paring.dtypes import FLOATS, Stored, from_f32, itemsize
+from paring.dtypes import FLOATS, Stored, cast, from_f32, itemsize
 from paring.finetuned.parts import Matrix, spans
-from paring.finetuned.restoring import cast
 from paring.finetuned.table import Row
 from paring.merging.sources import Weights
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-import zlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from paring import atomic
-from paring.checkpoint import Checkpoint, open_checkpoint
+from paring.checkpoint import Checkpoint, write_checked
 from paring.decompressing import parse_dtype
-from paring.dtypes import FLOATS, STORAGE, Stored, from_f32, itemsize
+from paring.dtypes import FLOATS, STORAGE, Stored, cast, from_f32, itemsize
 from paring.errors import BadFileError, OptionError, UnsupportedError
 from paring.finetuned.parts import BITS, DELTA, LEVELS, SIGNS, A, B, spans, summed
 from paring.finetuned.table import FILE, Row, Table, base_digest, needed, read_table
@@ -25,15 +23,9 @@ from paring.merging.record import BESIDE
 from paring.packed import Packed, open_source
 from paring.report import Report, peak_rss_bytes
 from paring.resumable import index_of, shards
-from paring.safetensors_io import raw_bytes, write_safetensors
 
 _BLOCK = 1 << 20  # entries that are added up at once
 _STEM = "model"
-
-
-def cast(stored: Stored, dtype: str, name: str) -> Stored:
-    """In another dtype, rounded once; the very tensor where it has that already."""
-    return stored if stored.dtype == dtype else from_f32(stored.f64(), dtype, name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,9 +147,8 @@ def restore(
         layout = [(name, dtype_, shape) for name, (dtype_, shape) in infos.items()]
 
         def write(path: Path, part: list[tuple[str, str, tuple[int, ...]]], over: bool) -> None:
-            _write(
-                path, part, lambda name: cast(source.read(name), infos[name][0], name), opened.metadata, over
-            )
+            stream = ((name, cast(source.read(name), to, name)) for name, to, _ in part)
+            write_checked(path, stream, opened.metadata, layout=part, overwrite=over)
 
         warnings: list[str] = []
         if single:
@@ -186,28 +177,6 @@ def _info(source: Restored, row: Row, wanted: str | None) -> tuple[str, tuple[in
     held = source.packed.tensors.get(own.name)
     shape = held.shape if held is not None else source.base.tensors[str(own.base)].shape
     return (wanted if wanted and row.dtype in FLOATS else row.dtype), shape
-
-
-def _write(
-    path: Path, layout: list[tuple[str, str, tuple[int, ...]]], read: Callable[[str], Stored],
-    metadata: dict[str, str], overwrite: bool,
-) -> None:  # fmt: skip
-    """Write tensors one at a time, and read them again."""
-    sums: dict[str, int] = {}
-
-    def stream() -> Iterator[tuple[str, Stored]]:
-        for name, _, _ in layout:
-            tensor = read(name)
-            sums[name] = zlib.crc32(raw_bytes(tensor))
-            yield name, tensor
-
-    def check(partial: Path) -> None:
-        with open_checkpoint(partial) as again:
-            for name, expected in sums.items():
-                if zlib.crc32(raw_bytes(again.read(name))) != expected:
-                    raise BadFileError(f"{path}: {name} does not read back as written; is the disk sound?")
-
-    write_safetensors(path, stream(), metadata, layout=layout, overwrite=overwrite, check=check)
 
 
 def _names(opened: Packed, table: Table) -> tuple[str, ...]:
