@@ -18,8 +18,8 @@ from paring.dtypes import FLOATS, STORAGE, Stored, cast, from_f32, itemsize
 from paring.errors import BadFileError, OptionError, UnsupportedError
 from paring.finetuned.parts import BITS, DELTA, LEVELS, SIGNS, A, B, spans, summed
 from paring.finetuned.table import FILE, Row, Table, base_digest, needed, read_table
+from paring.merging import record
 from paring.merging.plan import SHARD_BYTES
-from paring.merging.record import BESIDE
 from paring.packed import Packed, open_source
 from paring.report import Report, peak_rss_bytes
 from paring.resumable import index_of, shards
@@ -212,12 +212,10 @@ def _beside(opened: Packed, table: Table, base: Checkpoint, folder: Path, dtype:
 
 def beside(checkpoint: Checkpoint) -> dict[str, Path]:
     """The configuration and tokenizer files beside a checkpoint, by their names."""
-    from fnmatch import fnmatchcase
-
     home = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     out: dict[str, Path] = {}
-    for found in sorted(home.iterdir()):
-        if any(fnmatchcase(found.name, pattern) for pattern in BESIDE) and ":" not in found.name:
+    for found in record.beside(home):
+        if ":" not in found.name:
             inside = sorted(found.iterdir()) if found.is_dir() else [found]
             out |= {str(file.relative_to(home).as_posix()): file for file in inside if file.is_file()}
     return out
