@@ -13,6 +13,7 @@ import numpy as np
 
 from paring import atomic
 from paring.checkpoint import Checkpoint, write_checked
+from paring.codecs.zigzag import steps, zigzag
 from paring.decompressing import parse_dtype
 from paring.dtypes import FLOATS, STORAGE, Stored, cast, from_f32, itemsize
 from paring.errors import BadFileError, OptionError, UnsupportedError
@@ -104,20 +105,15 @@ class Restored:
 
 def added(below: Stored, difference: Stored) -> Stored:
     """The tensor whose bits differ from those of ``below`` by that: zigzag, modulo the word."""
-    kind = np.dtype(f"<u{itemsize(below.dtype)}")
-    z = difference.data.reshape(below.shape)
-    step = (z >> kind.type(1)) ^ (~(z & kind.type(1)) + kind.type(1))
-    bits = np.asarray(below.data).view(kind) + step
-    return Stored(below.dtype, bits.astype(kind).view(STORAGE[below.dtype]))
+    bits = below.data.reshape(-1).view(f"<u{itemsize(below.dtype)}") + steps(difference.data.reshape(-1))
+    return Stored(below.dtype, bits.view(STORAGE[below.dtype]).reshape(below.shape))
 
 
 def difference(tuned: Stored, below: Stored) -> Stored:
     """What :func:`added` takes to come from ``below`` to ``tuned``, of one dtype."""
-    kind = np.dtype(f"<u{itemsize(tuned.dtype)}")
-    step = np.ascontiguousarray(tuned.data).view(kind) - np.ascontiguousarray(below.data).view(kind)
-    top = kind.type(8 * kind.itemsize - 1)
-    z = (step << kind.type(1)) ^ (~(step >> top) + kind.type(1))
-    return Stored(f"U{8 * kind.itemsize}", z.astype(kind))
+    kind = f"<u{itemsize(tuned.dtype)}"
+    mine, theirs = (np.ascontiguousarray(each.data).view(kind) for each in (tuned, below))
+    return Stored(f"U{8 * mine.itemsize}", zigzag(mine - theirs))
 
 
 def restore(
