@@ -143,3 +143,12 @@ def first_nonfinite(stored: Stored) -> int | None:
         return None
     flat = bad.reshape(-1)
     return int(flat.argmax()) if flat.any() else None
+
+
+def refuse_nonfinite(stored: Stored, name: str, where: object) -> None:
+    """Raise BadValueError when ``stored``, the tensor ``name`` of the file ``where``, is not finite."""
+    if (at := first_nonfinite(stored)) is not None:
+        raise BadValueError(
+            f"{where}: {name} holds NaN or infinity (first at flat index {at}): the file is broken, get or "
+            "train it again"
+        )

@@ -17,9 +17,9 @@ from typing import Any
 
 import paring
 from paring.budget import Dials, Trial, refuse
-from paring.checkpoint import digest_sorted, open_checkpoint
-from paring.dtypes import Stored, first_nonfinite
-from paring.errors import BadFileError, BadValueError, BudgetError, UnsupportedError
+from paring.checkpoint import Checkpoint, digest_sorted, open_checkpoint
+from paring.dtypes import Stored, refuse_nonfinite
+from paring.errors import BadFileError, BudgetError, UnsupportedError
 from paring.finetuned.coded import Coding, Fixed
 from paring.finetuned.pairs import Pairs
 from paring.finetuned.plan import Plan
@@ -102,19 +102,17 @@ def _read(plan: Plan) -> tuple[str, frozenset[str]]:
     bases = {row.name: row.base for row in plan.rows}
     equal = set()
 
-    def sound(path: Path, name: str, stored: Stored) -> Stored:
-        if (at := first_nonfinite(stored)) is not None:
-            raise BadValueError(
-                f"{path}: {name} holds NaN or infinity (first at flat index {at}): get or train it again"
-            )
+    def sound(checkpoint: Checkpoint, name: str) -> Stored:
+        stored = checkpoint.read(name)
+        refuse_nonfinite(stored, name, checkpoint.path)
         return stored
 
     def visit() -> Iterator[tuple[str, Stored]]:
         for name in sorted(plan.tuned.tensors):
-            stored = sound(plan.tuned.path, name, plan.tuned.read(name))
+            stored = sound(plan.tuned, name)
             own = bases[name]
             if own is not None:
-                below = sound(plan.base.path, own, plan.base.read(own))
+                below = sound(plan.base, own)
                 if below.dtype == stored.dtype and below.tobytes() == stored.tobytes():
                     equal.add(name)
             yield name, stored

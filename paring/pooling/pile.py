@@ -13,8 +13,7 @@ from paring.adapters.view import Adapter
 from paring.checkpoint import digest
 from paring.codecs.residual import predicted
 from paring.coding import Factors
-from paring.dtypes import FLOATS, Stored, first_nonfinite
-from paring.errors import BadValueError
+from paring.dtypes import FLOATS, Stored, refuse_nonfinite
 from paring.factors import read_factors
 from paring.kernels.ternary.tensor import Layout, segments
 from paring.packed import Packed
@@ -91,11 +90,7 @@ def read(name: str, adapter: Adapter) -> Source:
     parts = {}
     for tensor in sorted(checkpoint.tensors):
         stored = checkpoint.read(tensor)
-        if (at := first_nonfinite(stored)) is not None:
-            raise BadValueError(
-                f"{checkpoint.path}: {tensor} holds NaN or infinity (first at flat index {at}): this adapter "
-                "is broken, get or train it again"
-            )
+        refuse_nonfinite(stored, tensor, checkpoint.path)
         parts[tensor] = Part(name, f"{name}/{tensor}", stored, layouts[tensor])
     return Source(name, adapter, parts)
 
