@@ -143,14 +143,19 @@ def verify(
 
 def _delta(found: Verification, opened: Packed, tuned: Checkpoint, base: str | Path) -> Verification:
     """The base of a packed fine-tune, and how much is lost of that."""
-    from paring.finetuned import looking
+    from paring.finetuned.restoring import Restored
+    from paring.finetuned.run import error_of
 
     below = open_source(base)
-    _check(found, "digest of the base", lambda: looking.base_trouble(opened, below))
+
+    def restored() -> Restored:
+        return Restored(opened, below, read_table(opened))
+
+    _check(found, "digest of the base", lambda: restored().refuse_base(below.path))
 
     def same() -> str | None:
         recorded = float(opened.facts.get("error", 0.0))
-        found.error, found.error_recorded = looking.measured(opened, below, tuned), recorded
+        found.error, found.error_recorded = error_of(restored(), tuned), recorded
         close = abs(found.error - recorded) <= 1e-5
         return None if close else f"{found.error:.6f}, recorded {recorded:.6f}"
 
