@@ -32,12 +32,13 @@ import numpy as np
 from paring.checkpoint import Checkpoint, TensorInfo, write_checked
 from paring.dtypes import FLOATS, STORAGE, Array, Stored, first_nonfinite, itemsize
 from paring.errors import BadFileError, BadValueError, OptionError, UnsupportedError
+from paring.mos import FORMAT
 from paring.mos.pools import Layout, Projection, expand
 from paring.mos.routing import FACTORS, Factor, Sizes, index_dtype
 from paring.safetensors_io import raw_bytes
 from paring.untrusted import parse_json
 
-FORMAT, VERSION = "paring-mos", "1"
+VERSION = "1"
 _KEPT = 14  # pools: two of each of the seven types of a LLaMA, which are all of them
 
 #: (projection type, factor) -> its pool, (shards, width)
