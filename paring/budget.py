@@ -165,11 +165,6 @@ class Dials:
             return self._try(self.count - 1)
         return self._best(lambda tried: (False, tried.error, tried.nbytes), self._least_loss)
 
-    def least_size(self) -> Trial:
-        """The smallest of the trials made, dial 0 among them."""
-        self._try(0)
-        return min(self._seen.values(), key=lambda tried: tried.nbytes)
-
     def _try(self, dial: int) -> Trial:
         if dial not in self._seen:
             self._seen[dial] = self.trial(dial)

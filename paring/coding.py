@@ -165,6 +165,13 @@ def _loss(factors: Factors, A: lowrank.Floats, B: lowrank.Floats) -> Loss:
     return Loss(square * lost, square * energy, kept)
 
 
+def rounded(x: npt.NDArray[np.float64], bits: int | npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """``x`` rounded to so many bits from the leading one on: scales that are cheap to store."""
+    mantissa, exponent = np.frexp(x)
+    found: npt.NDArray[np.float64] = np.ldexp(np.round(np.ldexp(mantissa, bits)), exponent - bits)
+    return found
+
+
 def total_error(found: Sequence[Loss]) -> float:
     """sqrt(sum ||D - D'||^2 / sum ||D||^2) over modules."""
     energy = sum(loss.energy for loss in found)

@@ -19,7 +19,7 @@ from paring.adapters.ranks import needed as needed_ranks
 from paring.adapters.view import Adapter
 from paring.checkpoint import digest, digest_sorted, open_checkpoint
 from paring.coding import Coded, Factors, Loss, strayed, total_error
-from paring.dtypes import Stored, first_nonfinite, from_f32
+from paring.dtypes import Stored, from_f32, refuse_nonfinite
 from paring.errors import BadFileError, BadValueError
 from paring.factors import factor_names, read_factors
 from paring.imaging import bits, rank_of
@@ -89,11 +89,7 @@ def _read(plan: CompressPlan) -> tuple[list[Factors], dict[str, Stored], str]:
     def visit() -> Iterator[tuple[str, Stored]]:
         for name in sorted(plan.source.tensors):
             stored = plan.source.read(name)
-            if (at := first_nonfinite(stored)) is not None:
-                raise BadValueError(
-                    f"{plan.source.path}: {name} holds NaN or infinity (first at flat index {at}): "
-                    "this adapter is broken, get or train it again"
-                )
+            refuse_nonfinite(stored, name, plan.source.path)
             if plan.whole:
                 parts[name] = stored
             elif name in wanted:

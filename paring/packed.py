@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from paring import codecs, manifest
+from paring import codecs, manifest, mos
 from paring.checkpoint import Checkpoint, open_checkpoint
 from paring.codecs import ternary
 from paring.codecs.ternary import Ternary
@@ -188,17 +188,19 @@ def open_source(path: str | os.PathLike[str], threads: int = 1, *, whole: bool =
     packed file of tensors ``NAME/TENSOR``. Raises what :func:`open_checkpoint` raises, BadFileError or
     UnsupportedError for a packed file that is damaged or newer than this paring.
     """
-    from paring.mos.file import is_mos, open_mos
-    from paring.pooling.members import holds_adapters, member
-
     file, mark, wanted = str(path).rpartition("#")
     chosen = bool(mark and file) and not Path(path).exists() and Path(file).exists()
     container = open_checkpoint(Path(file if chosen else path))
-    if is_mos(container):
+    if container.metadata.get("format") == mos.FORMAT:
+        from paring.mos.file import open_mos
+
         return open_mos(container)
     opened = open_packed(container, threads) if is_packed(container) else container
-    if isinstance(opened, Packed) and holds_adapters(opened) and (chosen or not whole):
-        return member(opened, wanted if chosen else None)
+    if isinstance(opened, Packed) and (chosen or not whole):
+        from paring.pooling.members import holds_adapters, member
+
+        if holds_adapters(opened):
+            return member(opened, wanted if chosen else None)
     if chosen:
         raise UnsupportedError(f"{file} is no pool of adapters to choose {wanted!r} from")
     return opened

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from paring import codecs, manifest
-from paring.dtypes import Stored, from_f32
+from paring.dtypes import Stored, cast, from_f32
 from paring.safetensors_io import header_bytes, write_safetensors
 
 FORMAT, VERSION = "paring", "1"
@@ -51,7 +51,7 @@ class Spec:
         """What the codec decoded, made the tensor that a reader sees."""
         if self.ones:
             return from_f32(part.data + 1.0, self.dtype, self.name)
-        return part if part.dtype == self.dtype else from_f32(part.f32(), self.dtype, self.name)
+        return cast(part, self.dtype, self.name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paring import atomic
-from paring.checkpoint import reads_back, write_safetensors
+from paring.checkpoint import write_checked
 from paring.decompressing import CONFIG, WEIGHTS
 from paring.dtypes import Stored
 from paring.extracting.plan import Piece, Sorted
@@ -158,18 +158,15 @@ class Output:
             for name, stored in carried.tensors.items():
                 yield name, read(stored)
 
-        check = reads_back(contents)
         infos = self.tuned.checkpoint.tensors
         layout = [(name, tensor.dtype, tensor.shape) for name, tensor in factors.items()]
         layout += [(name, infos[own].dtype, infos[own].shape) for name, own in carried.tensors.items()]
         told = record.metadata({}, self.recipe)
         if self.single:
-            write_safetensors(
-                self.path, contents(), told, layout=layout, overwrite=self.overwrite, check=check
-            )
+            write_checked(self.path, contents(), told, layout=layout, overwrite=self.overwrite)
             return
         with atomic.atomic_folder(self.path, self.overwrite, _OURS) as folder:
-            write_safetensors(folder / WEIGHTS, contents(), told, layout=layout, check=check)
+            write_checked(folder / WEIGHTS, contents(), told, layout=layout)
             text = json.dumps(self.config(modules, carried), indent=2, sort_keys=True) + "\n"
             (folder / CONFIG).write_text(text, encoding="utf-8")
             (folder / "README.md").write_text(self._card(modules), encoding="utf-8")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from paring import atomic
 from paring.adapters import embedded
 from paring.adapters.view import LowRank
-from paring.checkpoint import reads_back, write_safetensors
+from paring.checkpoint import write_checked
 from paring.decompressing import CONFIG, WEIGHTS, parse_dtype
 from paring.dtypes import Stored
 from paring.merging import record
@@ -73,14 +73,12 @@ def write(
         whole |= _shaped(outcome, joint, tensors)
     recipe = outcome.request.recipe()
     metadata = record.metadata(_metadata(outcome.donor, ranks), recipe)
-
-    check = reads_back(whole.items)
     if outcome.single:
-        write_safetensors(outcome.output, whole, metadata, overwrite=outcome.overwrite, check=check)
+        write_checked(outcome.output, whole, metadata, overwrite=outcome.overwrite)
         return
     config = _config(outcome.donor, joints, ranks, outcome.request.carried == "drop")
     with atomic.atomic_folder(outcome.output, outcome.overwrite, _OURS) as folder:
-        write_safetensors(folder / WEIGHTS, whole, metadata, check=check)
+        write_checked(folder / WEIGHTS, whole, metadata)
         if config is not None:
             text = json.dumps(config, indent=2, sort_keys=True) + "\n"
             (folder / CONFIG).write_text(text, encoding="utf-8")

@@ -28,6 +28,15 @@ def metadata(donor: Mapping[str, str], recipe: Mapping[str, Any]) -> dict[str, s
     return {"format": "pt", **told, RECIPE: json.dumps(recipe, sort_keys=True, ensure_ascii=False)}
 
 
+def beside(folder: Path) -> list[Path]:
+    """What lies in the checkpoint folder ``folder`` and goes with its configuration, by name."""
+    return [
+        found
+        for found in sorted(folder.iterdir())
+        if any(fnmatchcase(found.name, pattern) for pattern in BESIDE)
+    ]
+
+
 def copy_beside(
     donor: Path, folder: Path, dtype: str | None, changes: Mapping[str, Any] | None = None
 ) -> list[str]:
@@ -36,13 +45,12 @@ def copy_beside(
     With ``dtype`` (``bfloat16``) the configuration says so; ``changes`` are made in it, mappings key by key.
     """
     names = []
-    for found in sorted(donor.iterdir()):
-        if any(fnmatchcase(found.name, pattern) for pattern in BESIDE):
-            if found.is_dir():
-                shutil.copytree(found, folder / found.name, dirs_exist_ok=True)  # a run taken up again
-            else:
-                shutil.copyfile(found, folder / found.name)
-            names.append(found.name)
+    for found in beside(donor):
+        if found.is_dir():
+            shutil.copytree(found, folder / found.name, dirs_exist_ok=True)  # a run taken up again
+        else:
+            shutil.copyfile(found, folder / found.name)
+        names.append(found.name)
     config = folder / "config.json"
     if (dtype or changes) and config.exists():
         told = json.loads(config.read_text(encoding="utf-8"))
