@@ -136,10 +136,10 @@ def _members(archive: Path) -> Iterable[tuple[str, Callable[[], bytes]]]:
         return
     if archive.suffix == ".deb":
         unpacked = subprocess.run(["dpkg-deb", "--fsys-tarfile", archive], check=True, capture_output=True)
-        tar = tarfile.open(fileobj=io.BytesIO(unpacked.stdout))
+        archive_bytes = io.BytesIO(unpacked.stdout)
     else:
-        tar = tarfile.open(archive)
-    with tar:
+        archive_bytes = io.BytesIO(archive.read_bytes())
+    with tarfile.open(fileobj=archive_bytes) as tar:
         for member in tar:
             if (stream := tar.extractfile(member)) is not None:
                 yield member.name, stream.read

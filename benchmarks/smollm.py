@@ -14,7 +14,7 @@ import struct
 import tempfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.real_data import BROWN, PACKAGES, Package, brown_words, fetch
 
@@ -46,12 +46,12 @@ def model_folder() -> Path:
 
         source = root / GGUF.home
         read = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE, dtype=torch.float32)
-        config = read.config
+        config: Any = read.config
         config.dtype = torch.bfloat16
         for leftover in ("quantization_config", "_pre_quantization_dtype"):
             if hasattr(config, leftover):
                 delattr(config, leftover)
-        model = LlamaForCausalLM(config)  # what was read from GGUF refuses to be saved
+        model: Any = LlamaForCausalLM(config)  # what was read from GGUF refuses to be saved
         model.load_state_dict(read.state_dict())
         with tempfile.TemporaryDirectory(dir=root, prefix=".convert-") as scratch:
             made = Path(scratch, "made")
