@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from paring.errors import OptionError
-from paring.prune.pdp import PUBLISHED_TAU, attach
+from paring.prune.pdp import attach
+from paring.pruning.relaxing import PUBLISHED_TAU
 from paring.pruning.soft import SoftMask, threshold
 
 
