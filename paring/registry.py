@@ -110,8 +110,8 @@ def method(
     Its keyword-only arguments become options; the docstring's ``Options:`` section gives one line of help
     each (``name: help``). ``presets`` are named sets of options; each becomes a flag (``--paper``). ``unit``
     is what a merging rule must see at once: element, row or tensor; ``torch`` that its chunks may be torch
-    tensors on a GPU; ``invariants`` are what its contract test holds it to; ``fixes`` names the options of a compression
-    method that say how much is kept, so that no budget can be met beside them.
+    tensors on a GPU; ``invariants`` are what its contract test holds it to; ``fixes`` names the options of a
+    compression method that say how much is kept, so that no budget can be met beside them.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,27 +17,8 @@ from paring.pruning.layers import layers
 from paring.pruning.matrix import Budget, select
 
 WORDS = [
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "sat",
-    "ran",
-    "on",
-    "under",
-    "mat",
-    "tree",
-    "and",
-    "then",
-    "it",
-    "was",
-    "very",
-    "old",
-    "red",
-    "blue",
-    "house",
-    "by",
-    "sea",
+    *("the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "and", "then"),
+    *("it", "was", "very", "old", "red", "blue", "house", "by", "sea"),
 ]
 
 
