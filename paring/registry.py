@@ -24,7 +24,7 @@ from typing import Any, Literal
 from paring.errors import OptionError
 
 Kind = Literal["compress", "merge", "prune"]
-Sees = Literal["weights", "deltas", "modules", "adapters", "methods", "norms", "grams"]
+Sees = Literal["weights", "deltas", "modules", "adapters", "methods", "norms", "grams", "model"]
 Unit = Literal["element", "row", "tensor"]
 
 
@@ -109,7 +109,7 @@ def method(
 
     ``sees`` says what it is given (weights, deltas or modules; whole adapters, all together; methods,
     for one that names others to be tried; weights and the norms of their inputs, or also the inputs' Gram
-    matrix, which calibration measures), ``reference`` where it comes from. Its keyword-only arguments
+    matrix, which calibration measures; a model in memory, to retrain), ``reference`` where it comes from. Its keyword-only arguments
     become options; the docstring's ``Options:`` section gives one line of help each (``name: help``).
     ``presets`` are named sets of options; each becomes a flag (``--paper``). ``unit`` is what a merging
     rule must see at once: element, row or tensor; ``torch`` that its chunks may be torch tensors on a GPU;

@@ -171,6 +171,23 @@ class Pruning(Report):
     mask: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retraining(Report):
+    """What retraining did. ``trained`` numbers of ``parameters`` were trained; ``losses`` are those of the
+    steps, ``block_errors`` relative errors before and after reconstruction; ``sparsity`` is that of the
+    pruned tensors as written, ``pruned`` the entries that were kept at zero.
+    """
+
+    parameters: int | None = None
+    trained: int | None = None
+    tokens: int | None = None
+    losses: list[float] | None = None
+    block_errors: list[tuple[float, float]] | None = None
+    gaps: dict[str, float] | None = None
+    sparsity: float | None = None
+    pruned: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class ScaleReport:
     """Modules of one scale: its value, where it came from, how the result has it, and how many they are."""
