@@ -23,10 +23,10 @@ from paring.budget import Budget
 from paring.errors import OptionError
 from paring.loading import PathLike, chosen, load, load_into, to_torch
 from paring.merging import verb
-from paring.merging.plan import SHARD_BYTES
 from paring.merging.planning import Request
 from paring.merging.single import How
 from paring.merging.weights import parse
+from paring.outputs import SHARD_BYTES
 from paring.plan import plan_compress, thread_count
 from paring.report import Conversion, Difference, Extraction, Inspection, Report, Verification
 

@@ -21,9 +21,6 @@ from paring.merging.weights import Weighting
 from paring.registry import Method
 from paring.resumable import Shard
 
-#: default size of an output file, in bytes: the Hub's habit
-SHARD_BYTES = 5_000_000_000
-
 
 @dataclass(frozen=True, slots=True)
 class Copied:

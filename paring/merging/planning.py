@@ -17,11 +17,12 @@ from paring.merging import layers as numbered
 from paring.merging.inputs import Model, assumed_scales, different_bases, full_tensors, refuse_kinds
 from paring.merging.models import Mix, Models, Target
 from paring.merging.modules import weight_names
-from paring.merging.plan import SHARD_BYTES, Copied, MergePlan, align, layout
+from paring.merging.plan import Copied, MergePlan, align, layout
 from paring.merging.sources import Entry
 from paring.merging.tasks import Tasks, entries_of, packs
 from paring.merging.vocabularies.vocabulary import choose
 from paring.merging.weights import Weight, Weighting, layers_in, parse
+from paring.outputs import SHARD_BYTES
 from paring.packed import Packed
 from paring.plan import refuse_sealed, thread_count
 from paring.registry import Method

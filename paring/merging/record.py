@@ -9,6 +9,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from paring.bitmasks import cleaned
+
 #: the files of a tokenizer
 TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken",
@@ -44,8 +46,11 @@ def copy_beside(
                 shutil.copyfile(found, folder / found.name)
             names.append(found.name)
     config = folder / "config.json"
-    if (dtype or changes) and config.exists():
-        told = json.loads(config.read_text(encoding="utf-8"))
+    if config.exists():
+        before = json.loads(config.read_text(encoding="utf-8"))
+        told = cleaned(before)
+        if told == before and not dtype and not changes:
+            return names
         if dtype:
             told.pop("torch_dtype", None)
             told["dtype"] = dtype

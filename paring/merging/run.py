@@ -8,14 +8,13 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from paring.dtypes import Stored, itemsize, numel
+from paring.dtypes import TORCH, Stored, itemsize, numel
 from paring.errors import UnsupportedError
 from paring.merging import record, tasks
 from paring.merging.models import Mix, Models, Result
@@ -25,13 +24,13 @@ from paring.merging.sources import Entry, Source, Updates, Weights
 from paring.merging.tasks import Tasks, TaskUpdates, packs
 from paring.merging.vocabularies import files as vocabulary_files
 from paring.merging.writing import Writer
+from paring.outputs import replaceable, write_index
 from paring.packed import Packed
 from paring.plan import stem
 from paring.report import CarriedReport, Report, peak_rss_bytes
-from paring.resumable import Staging, index_of, staged
+from paring.resumable import Staging, staged
 
 _log = logging.getLogger("paring")
-_TORCH = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def run(
@@ -61,7 +60,7 @@ def run(
             fingerprint(plan, device),
             single=plan.single,
             overwrite=plan.overwrite,
-            replaceable=_replaceable(plan),
+            replaceable=None if plan.single else replaceable(plan.output),
             threads=plan.threads,
         ) as staging:
             if staging.done:
@@ -121,15 +120,6 @@ def fingerprint(plan: MergePlan, device: str) -> str:
             tensors = model.checkpoint.tensors.values()
             told.append([[info.name, info.dtype, info.shape, info.start] for info in tensors])
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _replaceable(plan: MergePlan) -> list[str] | None:
-    """What a folder may hold to be replaced: a merge's own files, of whatever number of shards."""
-    if plan.single or not plan.output.is_dir():
-        return None
-    ours = (*record.BESIDE, "model*.safetensors", "model.safetensors.index.json", "README.md")
-    found = (path for path in plan.output.iterdir() if any(fnmatchcase(path.name, some) for some in ours))
-    return [path.name + "/" * path.is_dir() for path in found]
 
 
 def _copied(copy: Copied, sources: Sequence[Source | None]) -> npt.NDArray[Any]:
@@ -198,12 +188,10 @@ def _beside(plan: MergePlan, folder: Path) -> None:
     if plan.donor.folder.is_dir() and plan.donor.path.is_dir():
         dtype = plan.recipe.get("dtype")
         code = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "bf16": "BF16"}.get(str(dtype))
-        record.copy_beside(plan.donor.folder, folder, _TORCH.get(code or ""), plan.config)
+        record.copy_beside(plan.donor.folder, folder, TORCH.get(code or ""), plan.config)
     if plan.vocabulary is not None:
         vocabulary_files.write(plan.vocabulary, folder)
-    if len(plan.files) > 1:
-        index = json.dumps(index_of(plan.files), indent=2) + "\n"
-        (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+    write_index(plan.files, folder)
     facts = [f"{len(plan.targets)} tensors merged, {len(plan.copied)} carried unchanged"]
     text = record.card(plan.recipe, "transformers", facts)
     (folder / "README.md").write_text(text, encoding="utf-8")
