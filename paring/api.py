@@ -190,6 +190,7 @@ def merge(
     rank: int | str | None = None,
     carried: str = "refuse",
     tokenizer: str | None = None,
+    keep_mask: str | None = None,
     shard_size: int = SHARD_BYTES,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -206,7 +207,9 @@ def merge(
     are folded into a base. ``dtype`` (fp64, fp32, fp16, bf16) is that of the result, by default the base's or
     first model's. ``missing`` (refuse, copy) and ``carried`` (refuse, first, drop) say what becomes of
     tensors that not all models have, or that are no factors. ``tokenizer`` (base, union, or one of the
-    inputs) gives the result that vocabulary, and re-indexes embeddings by token. ``memory`` is in bytes,
+    inputs) gives the result that vocabulary, and re-indexes embeddings by token. ``keep_mask`` keeps the
+    zeros of the base: ``mask`` adds updates elsewhere only, ``scale`` multiplies by the product of one
+    ScaleLoRA adapter; the report is then a :class:`~paring.report.SparseMerge`. ``memory`` is in bytes,
     half of what is free by default. ``options`` are those of ``method``.
 
     A run that was killed is taken up by the same call. Raises OptionError, UnsupportedError, BadFileError,
@@ -216,7 +219,7 @@ def merge(
     request = Request(
         [os.fspath(model) for model in models], _text(base), _text(into), method, weights, (), float(scale),
         dtype,
-        missing, rank, carried, tokenizer, shard_size, options,
+        missing, rank, carried, tokenizer, shard_size, options, keep_mask=keep_mask,
     )  # fmt: skip
     return verb.merge(
         request, output, overwrite=overwrite, dry_run=dry_run, threads=threads, memory=memory, device=device

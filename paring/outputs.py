@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from paring import atomic
 from paring.checkpoint import Checkpoint
 from paring.dtypes import Stored
 from paring.errors import BadValueError
-from paring.merging.record import BESIDE
+from paring.merging.record import replaceable
+from paring.merging.sources import state_of
 from paring.plan import refuse_sealed
 from paring.resumable import Shard, Staging, index_of, shards, staged
 from paring.stream import in_order
@@ -30,7 +30,6 @@ from paring.stream import in_order
 SHARD_BYTES = 5_000_000_000
 STEM = "model"
 INDEX = f"{STEM}.safetensors.index.json"
-_OURS = (*BESIDE, f"{STEM}*.safetensors", INDEX, "README.md")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +61,13 @@ class Output:
         """Bytes of all files that hold tensors."""
         return sum(shard.nbytes for shard in self.files)
 
+    @property
+    def _replaceable(self) -> list[str] | None:
+        """What a folder may hold to be replaced."""
+        found = replaceable(self.path, self.single)
+        here = (name for name in self.names if (self.path / name).exists())
+        return None if found is None else [*found, *(n + "/" * (self.path / n).is_dir() for n in here)]
+
     def refuse(self, inputs: Iterable[str | Path]) -> None:
         """Raise OutputError now for what writing would refuse later."""
         atomic.refuse_same_file(self.path, inputs)
@@ -70,7 +76,7 @@ class Output:
         else:
             target = atomic.target_of(self.path)
             with atomic.reporting(target):
-                atomic.refuse_folder(target, self.overwrite, replaceable(self.path, self.names))
+                atomic.refuse_folder(target, self.overwrite, self._replaceable)
         refuse_sealed(self.path)
         if not self.path.with_name(f".{self.path.name}.resume").exists():  # which has taken its room
             atomic.check_room(self.path, self.nbytes)
@@ -84,7 +90,7 @@ class Output:
         """
         with staged(
             self.path, self.files, fingerprint, single=self.single, overwrite=self.overwrite,
-            replaceable=None if self.single else replaceable(self.path, self.names), threads=threads,
+            replaceable=self._replaceable, threads=threads,
         ) as staging:  # fmt: skip
             self._tensors(read, staging, threads)
             if not self.single:
@@ -106,15 +112,6 @@ class Output:
             staging.complete(name, checksum)
 
 
-def replaceable(folder: Path, names: Sequence[str] = ()) -> list[str] | None:
-    """What a folder may hold to be replaced: a checkpoint's own files, of whatever number of shards."""
-    if not folder.is_dir():
-        return None
-    ours = (*_OURS, *names)
-    found = (path for path in folder.iterdir() if any(fnmatchcase(path.name, some) for some in ours))
-    return [path.name + "/" * path.is_dir() for path in found]
-
-
 def write_index(files: Sequence[Shard], folder: Path) -> None:
     """The index of several shards; nothing for one."""
     if len(files) > 1:
@@ -123,11 +120,6 @@ def write_index(files: Sequence[Shard], folder: Path) -> None:
 
 
 def fingerprint(told: Any, checkpoints: Iterable[Checkpoint]) -> str:
-    """What tells a run from others: ``told``, and name, size and time of every input file."""
-    states = [
-        [file.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-        for checkpoint in checkpoints
-        for file in checkpoint.inputs
-        for status in [file.stat()]
-    ]
+    """What tells a run from others: ``told``, and the state of every input file."""
+    states = [state_of(checkpoint) for checkpoint in checkpoints]
     return hashlib.sha256(json.dumps([told, states], sort_keys=True, default=str).encode()).hexdigest()

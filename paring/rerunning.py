@@ -50,7 +50,7 @@ def rerun(
             report = _compress(opened, made, output, how, source, device)
         else:
             version, report = _merge(opened, made, output, how, device)
-        told = {item.name: getattr(report, item.name) for item in fields(report)}
+        told = {item.name: getattr(report, item.name) for item in fields(Report)}
         told["warnings"] = list(report.warnings)
         if version != paring.__version__:
             text = f"{made} was made by paring {version or '?'}, this is {paring.__version__}"

@@ -64,6 +64,8 @@ class MergePlan:
     config: dict[str, Any] = field(default_factory=dict)
     #: with ``--tokenizer``, what the rows of embeddings stand for
     vocabulary: Vocabulary | None = None
+    #: whether zeros of the base stay zeros, and how: ``mask`` or ``scale``
+    keep_mask: str | None = None
 
     @property
     def donor(self) -> Model:
