@@ -28,7 +28,15 @@ from paring.merging.single import How
 from paring.merging.weights import parse
 from paring.outputs import SHARD_BYTES
 from paring.plan import plan_compress, thread_count
-from paring.report import Conversion, Difference, Extraction, Inspection, Report, Verification
+from paring.report import (
+    Conversion,
+    Difference,
+    Extraction,
+    Inspection,
+    Report,
+    Shrinking,
+    Verification,
+)
 
 if TYPE_CHECKING:
     from paring.merging.search import Found, Space
@@ -47,6 +55,7 @@ __all__ = [
     "merge_recipe",
     "rerun",
     "search",
+    "shrink",
     "to_torch",
     "verify",
 ]
@@ -349,6 +358,46 @@ def extract(
     )  # fmt: skip
     return extracting.extract(
         request, output, overwrite=overwrite, dry_run=dry_run, threads=threads, device=device
+    )
+
+
+def shrink(
+    model: PathLike,
+    output: PathLike,
+    *,
+    layers: float | None = None,
+    drop_layers: Sequence[int] = (),
+    layers_by: str = "even",
+    neurons: float | None = None,
+    heads: float | None = None,
+    kv_heads: float | None = None,
+    experts: float | None = None,
+    width: float | None = None,
+    fisher: PathLike | None = None,
+    shard_size: int = SHARD_BYTES,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+) -> Shrinking:
+    """Take whole parts out of ``model`` and write what is left to the folder ``output``, with its
+    configuration; layers are numbered anew. Counts are what stays: whole numbers, or shares below 1.
+
+    ``layers_by`` (even, score) says which layers stay of a count. ``neurons`` are of each feed-forward part
+    or expert, ``heads`` and ``kv_heads`` of each layer, ``width`` is the residual stream, of which one set of
+    entries stays everywhere. What stays is chosen by the weights, or by ``fisher``, a checkpoint of the same
+    names and shapes that scores every weight. That the result loads is checked before anything is written.
+
+    Raises OptionError, UnsupportedError, BadFileError, BadValueError (NaN, infinity), OutputError.
+    """
+    from paring.shrinking import run as shrinking
+    from paring.shrinking.cuts import Request as Cuts
+
+    asked = Cuts(
+        os.fspath(model), layers, tuple(drop_layers), layers_by, neurons, heads, kv_heads, experts, width,
+        _text(fisher),
+    )  # fmt: skip
+    return shrinking.shrink(
+        asked, Path(output), shard_size=shard_size, overwrite=overwrite, dry_run=dry_run, threads=threads
     )
 
 

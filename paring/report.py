@@ -179,6 +179,19 @@ class SparseMerge(Report):
     updates_lost: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shrinking(Report):
+    """What ``shrink`` made: sizes ``before`` and ``after`` (layers, hidden, heads, ...), ``elements`` of the
+    source and ``elements_left``; ``checked`` says whether transformers has tried to load it.
+    """
+
+    before: dict[str, int]
+    after: dict[str, int]
+    elements: int
+    elements_left: int
+    checked: bool
+
+
 @dataclass(frozen=True, slots=True)
 class ScaleReport:
     """Modules of one scale: its value, where it came from, how the result has it, and how many they are."""
