@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -182,8 +183,9 @@ def _count(name: str, asked: float | None, there: int) -> int:
     """How many of ``there`` a number or share is; the share of the decimal that was typed, rounded down."""
     if asked is None:
         return there
-    count = int(Fraction(str(asked)) * there) if 0 < asked < 1 else int(asked)
-    if count != asked and not 0 < asked < 1:
+    share = 0 < asked < 1
+    count = int(Fraction(str(asked)) * there) if share else int(asked) if math.isfinite(asked) else 0
+    if not share and count != asked:
         raise OptionError(f"--{name} {asked}: a whole number, or a share below 1")
     if not 1 <= count <= there:
         raise OptionError(f"--{name} {asked:g}: at least 1 and at most {there} can be kept")

@@ -27,6 +27,7 @@ from paring.shrinking.parts import Kept, Part, left, parts_of, renamed, shape_le
 from paring.shrinking.scores import choose, choose_layers, scores_of
 
 KEPT = "shrink.json"
+_EVEN = 8  # 16 bytes of 16-bit numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +204,12 @@ def _report(
     warnings = [] if unchecked is None else [unchecked]
     if plan.before.hidden != plan.after.hidden:
         warnings.append("a narrower model is a start for training: its norms see fewer entries than before")
+    after = plan.after
+    if after.experts and (after.neurons % _EVEN or after.hidden % _EVEN):
+        warnings.append(
+            f"experts of {after.neurons} neurons in a width of {after.hidden}: torch's grouped kernels "
+            f"want multiples of {_EVEN} of both"
+        )
     return Shrinking(
         command="shrink",
         inputs=[plan.asked.model, *([plan.asked.fisher] if plan.asked.fisher else [])],

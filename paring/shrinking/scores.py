@@ -16,7 +16,7 @@ scores, those that come first go first.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -105,61 +105,43 @@ def _measured(
     part: Part, values: F64, wanted: set[str], sizes: Sizes, *, products: bool
 ) -> list[tuple[Where, F64]]:
     """What a tensor adds to the scores of the units that have a part in it."""
-    assert part.axes is not None
     found: list[tuple[Where, F64]] = []
-    matrix = values.ndim > 1
-    for axis, pieces in enumerate(part.axes):
-        others = tuple(i for i in range(values.ndim) if i != axis)
-        if "hidden" in pieces and "hidden" in wanted:
-            if products and not matrix:
+    for expert, axes, x in _matrices(part, values, sizes):
+        if products and x.ndim < 2:
+            continue  # norms and biases have no product
+        if expert is not None and "experts" in wanted:
+            found.append((("experts", part.layer, expert), _log(x.sum(), products).reshape(1)))
+        for axis, name in enumerate(axes):
+            if name not in wanted:
                 continue
-            along = np.sqrt(values) if products else values
-            total = float(along.sum()) if products else 1.0
-            found.append((("hidden", None, None), along.sum(axis=others) / (total or 1.0)))
-        elif matrix or not products:
-            found += _units(part, values, axis, pieces, wanted, sizes, products=products)
-    if "experts" in wanted and part.expert is not None and (matrix or not products):
-        found.append((("experts", part.layer, part.expert), _log(values.sum(), products).reshape(1)))
+            others = tuple(i for i in range(x.ndim) if i != axis)
+            if name == "hidden":
+                along = np.sqrt(x) if products else x
+                share = float(along.sum()) or 1.0 if products else 1.0
+                found.append((("hidden", None, None), along.sum(axis=others) / share))
+            elif name in ("q", "kv"):
+                heads = x.sum(axis=others).reshape(-1, sizes.head_dim).sum(axis=1)
+                found.append(((name, part.layer, None), _log(heads, products)))
+            elif name == "neurons":
+                found.append(((name, part.layer, expert), _log(x.sum(axis=others), products)))
+            elif not products:  # a router's row says how often, not how much
+                found.append(((name, part.layer, None), x.sum(axis=others)))
     return found
 
 
-def _units(
-    part: Part,
-    values: F64,
-    axis: int,
-    pieces: Sequence[str],
-    wanted: set[str],
-    sizes: Sizes,
-    *,
-    products: bool,
-) -> list[tuple[Where, F64]]:
-    if not any(piece in wanted for piece in pieces):
-        return []
-    if "experts" in pieces:
-        if products and len(part.axes or ()) == 2:
-            return []  # the router's row says how often, not how much
-        sums = values.sum(axis=tuple(range(1, values.ndim)))
-        return [(("experts", part.layer, None), _log(sums, products))]
-    stacked = len(part.axes or ()) == 3
-    lines = values if stacked else values[None]
-    shift = 0 if stacked else 1
-    others = tuple(i for i in range(1, lines.ndim) if i != axis + shift)
-    sums = lines.sum(axis=others)  # (experts or 1, length of the axis)
-    found: list[tuple[Where, F64]] = []
-    start = 0
-    for piece in pieces:
-        size = sizes.axis(piece) or 0
-        own, start = sums[:, start : start + size], start + size
-        if piece not in wanted:
+def _matrices(part: Part, values: F64, sizes: Sizes) -> Iterator[tuple[int | None, tuple[str, ...], F64]]:
+    """A tensor as the matrices that it is made of: those of each expert, and each piece of an axis."""
+    assert part.axes is not None
+    stacked = len(part.axes) == 3
+    for expert, own in enumerate(values) if stacked else [(part.expert, values)]:
+        axes = part.axes[1:] if stacked else part.axes
+        joined = next((axis for axis, pieces in enumerate(axes) if len(pieces) > 1), None)
+        if joined is None:
+            yield expert, tuple(name for (name,) in axes), own
             continue
-        if piece in ("q", "kv"):
-            by_head = own.reshape(-1, sizes.head_dim).sum(axis=1)
-            found.append(((piece, part.layer, None), _log(by_head, products)))
-            continue
-        for expert, line in enumerate(own):
-            which = expert if stacked else part.expert
-            found.append((("neurons", part.layer, which), _log(line, products)))
-    return found
+        ends = np.cumsum([sizes.axis(name) or 0 for name in axes[joined]])
+        for name, piece in zip(axes[joined], np.split(own, ends[:-1], axis=joined), strict=True):
+            yield expert, tuple(name if i == joined else each[0] for i, each in enumerate(axes)), piece
 
 
 def _log(squares: F64 | np.float64, products: bool) -> F64:
