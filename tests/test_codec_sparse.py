@@ -2,6 +2,7 @@
 
 import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -233,3 +234,25 @@ def test_it_is_found_by_name_and_by_item():
     assert codecs.of(item) is sparse and len(encode([item])) < sparse.most_bytes(item) + 40
     assert np.array_equal(sparse.values(item, "F32"), item.tensor.f64(), equal_nan=True)
     assert sparse.key(item) == sparse.key(Sparse(Stored("F32", item.tensor.data.copy())))
+
+
+def pruned(share):
+    """Normal weights, pruned by magnitude: to a share, or 2:4."""
+    n = 1 << 18
+    w = (0.02 * np.random.default_rng(0).standard_normal(n)).astype(np.float32)
+    if share is not None:
+        return np.where(np.abs(w) >= np.sort(np.abs(w))[int(share * n)], w, np.float32(0))
+    groups = w.reshape(-1, 4).copy()
+    np.put_along_axis(groups, np.argsort(np.abs(groups), axis=1)[:, :2], 0, axis=1)
+    return groups.reshape(-1)
+
+
+@pytest.mark.parametrize(("row", "share"), [("half", 0.5), ("2:4", None), ("70 %", 0.7), ("90 %", 0.9)])
+def test_the_figures_in_the_documentation(row, share):
+    page = (Path(__file__).parents[1] / "docs" / "sparse.md").read_text()
+    (line,) = (line for line in page.splitlines() if line.startswith(f"| {row} |"))
+    told = [float(cell) for cell in line.split("|")[2:6]]
+    half, whole = (from_f32(pruned(share), dtype) for dtype in ("BF16", "F32"))
+    found = [len(encode([method(t)])) / t.nbytes for t in (half, whole)]
+    found += [len(planes.encode([half])) / half.nbytes, 1 / 16 + np.count_nonzero(half.data) / half.numel]
+    assert found == pytest.approx(told, abs=0.003)
