@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -148,3 +149,15 @@ class _Spinner(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.status.update(short(f"{self._what}: {record.getMessage()}"))
+
+
+def tell_of_rest(output: str) -> None:
+    """After Ctrl-C say what is there and stays for the same command."""
+    target = Path(output).absolute()
+
+    def tell() -> None:
+        kept = [target.with_name(f".{target.name}.{kind}") for kind in ("resume", "stages", "search")]
+        if isinstance(sys.exc_info()[1], KeyboardInterrupt) and (there := [p for p in kept if p.exists()]):
+            click.echo(f"what is done is kept in {there[0]}: the same command goes on from there", err=True)
+
+    click.get_current_context().call_on_close(tell)

@@ -224,4 +224,5 @@ def _show_modules(out: Any, modules: list[ModuleReport], verbose: bool) -> None:
         rows.add_row(common.short(m.name), f"{m.shape[0]} × {m.shape[1]}", str(m.rank or "-"), *figures)
     out.print(rows)
     if len(some) < len(modules):
-        out.print(f"the {len(some)} modules of {len(modules)} that lost most; -v shows all", style="dim")
+        which = "that lost most" if any(m.error for m in modules) else "there are"
+        out.print(f"the {len(some)} modules of {len(modules)} {which}; -v shows all", style="dim")

@@ -79,6 +79,7 @@ def command(
     """
     from paring import api
 
+    common.tell_of_rest(output)
     with common.progress(f"shrinking {model}", quiet=quiet, verbose=verbose):
         report = api.shrink(model, output, **given)
     if as_json:

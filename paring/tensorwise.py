@@ -13,7 +13,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +23,9 @@ import numpy as np
 
 from paring import atomic, codecs
 from paring.budget import Trial, refuse
-from paring.checkpoint import open_checkpoint
+from paring.checkpoint import Checkpoint, digest_sorted, open_checkpoint
 from paring.densifying import files_beside
-from paring.dtypes import FLOATS, first_nonfinite, numel
+from paring.dtypes import FLOATS, Stored, first_nonfinite, numel
 from paring.errors import BadFileError, BadValueError
 from paring.packed import open_packed
 from paring.packing import MAX_BESIDE, OWN_PAYLOAD, Beside, Deferred, Image, Payload, Spec, payloads
@@ -79,11 +79,9 @@ def run(plan: CompressPlan, *, dry_run: bool = False) -> Report:
     """
     started = time.perf_counter()
     _log.info("reading %s tensors", f"{len(plan.source.tensors):,}")
-    with _spool(plan.output) as spool, ThreadPoolExecutor(1) as apart:
-        summed = apart.submit(plan.source.digest)  # on another thread: hashing needs no lock
-        coded = list(
-            in_order(lambda name: _code(plan, name, spool), sorted(plan.source.tensors), plan.threads)
-        )
+    with _spool(plan.output) as spool, _digesting(plan.source) as summed:
+        names = sorted(plan.source.tensors)
+        coded = list(in_order(lambda name: _code(plan, name, spool), names, plan.threads))
         digest = summed.result()
         image = _image(plan, coded, digest)
         _refuse_budget(plan, image)
@@ -111,6 +109,24 @@ def run(plan: CompressPlan, *, dry_run: bool = False) -> Report:
         device="cpu",
         dry_run=dry_run or None,
     )
+
+
+@contextmanager
+def _digesting(source: Checkpoint) -> Iterator[Future[str]]:
+    """The digest of the source, made on another thread meanwhile; given up when the work is."""
+    ended = threading.Event()
+
+    def visit() -> Iterator[tuple[str, Stored]]:
+        for name in sorted(source.tensors):
+            if ended.is_set():
+                return
+            yield name, source.read(name)
+
+    with ThreadPoolExecutor(1) as apart:
+        try:
+            yield apart.submit(lambda: digest_sorted(visit()))
+        finally:
+            ended.set()
 
 
 @contextmanager

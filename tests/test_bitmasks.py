@@ -166,6 +166,13 @@ def test_parts_that_do_not_agree_are_refused(name, changes, told, tmp_path):
     assert names(tmp_path) == ["x.safetensors"]
 
 
+def test_bits_behind_the_last_column_are_refused(tmp_path):
+    mask = open_checkpoint(HOME / "bitmask.safetensors").read("model.layers.0.b.bitmask").data.copy()
+    mask[2, 1] |= 0x80  # of 9 columns
+    with pytest.raises(BadFileError, match=r"b\.bitmask marks"):
+        load(broken(tmp_path, "bitmask", {"b.bitmask": mask}))["model.layers.0.b.weight"]
+
+
 def test_it_needs_no_base(tmp_path):
     with pytest.raises(OptionError, match="it needs none"):
         decompress(HOME / "bitmask.safetensors", tmp_path / "o", base=HOME)

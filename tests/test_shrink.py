@@ -71,6 +71,10 @@ def test_dropped_heads_are_masked_heads(kind, heads, kv_heads, left, tiny, tmp_p
     for layer in map(str, range(LAYERS)):
         groups = [head // 2 for head in found["heads"][layer]]
         assert sorted(set(groups)) == found["kv_heads"][layer] and len(groups) == left[0]
+    name = "model.layers.2.self_attn.o_proj.weight"
+    before, after = (load_file(path / "model.safetensors")[name] for path in (tiny(kind), tmp_path / "out"))
+    rows = [DIM * head + i for head in found["heads"]["2"] for i in range(DIM)]
+    assert torch.equal(before[:, rows], after)
     other = masked(kind, tiny(kind), tmp_path / "masked", heads=found["heads"])
     close(logits(load(kind, tmp_path / "out")), logits(load(kind, other)))
 
