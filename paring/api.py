@@ -23,12 +23,21 @@ from paring.budget import Budget
 from paring.errors import OptionError
 from paring.loading import PathLike, chosen, load, load_into, to_torch
 from paring.merging import verb
-from paring.merging.plan import SHARD_BYTES
 from paring.merging.planning import Request
 from paring.merging.single import How
 from paring.merging.weights import parse
+from paring.outputs import SHARD_BYTES
 from paring.plan import plan_compress, thread_count
-from paring.report import Conversion, Difference, Extraction, Inspection, Pruning, Report, Verification
+from paring.report import (
+    Conversion,
+    Difference,
+    Extraction,
+    Inspection,
+    Pruning,
+    Report,
+    Shrinking,
+    Verification,
+)
 
 if TYPE_CHECKING:
     from paring.evaluating import Evaluation
@@ -52,6 +61,7 @@ __all__ = [
     "prune",
     "rerun",
     "search",
+    "shrink",
     "to_torch",
     "verify",
 ]
@@ -195,6 +205,7 @@ def merge(
     rank: int | str | None = None,
     carried: str = "refuse",
     tokenizer: str | None = None,
+    keep_mask: str | None = None,
     shard_size: int = SHARD_BYTES,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -211,7 +222,9 @@ def merge(
     are folded into a base. ``dtype`` (fp64, fp32, fp16, bf16) is that of the result, by default the base's or
     first model's. ``missing`` (refuse, copy) and ``carried`` (refuse, first, drop) say what becomes of
     tensors that not all models have, or that are no factors. ``tokenizer`` (base, union, or one of the
-    inputs) gives the result that vocabulary, and re-indexes embeddings by token. ``memory`` is in bytes,
+    inputs) gives the result that vocabulary, and re-indexes embeddings by token. ``keep_mask`` keeps the
+    zeros of the base: ``mask`` adds updates elsewhere only, ``scale`` multiplies by the product of one
+    ScaleLoRA adapter; the report is then a :class:`~paring.report.SparseMerge`. ``memory`` is in bytes,
     half of what is free by default. ``options`` are those of ``method``.
 
     A run that was killed is taken up by the same call. Raises OptionError, UnsupportedError, BadFileError,
@@ -221,7 +234,7 @@ def merge(
     request = Request(
         [os.fspath(model) for model in models], _text(base), _text(into), method, weights, (), float(scale),
         dtype,
-        missing, rank, carried, tokenizer, shard_size, options,
+        missing, rank, carried, tokenizer, shard_size, options, keep_mask=keep_mask,
     )  # fmt: skip
     return verb.merge(
         request, output, overwrite=overwrite, dry_run=dry_run, threads=threads, memory=memory, device=device
@@ -403,6 +416,46 @@ def extract(
     )  # fmt: skip
     return extracting.extract(
         request, output, overwrite=overwrite, dry_run=dry_run, threads=threads, device=device
+    )
+
+
+def shrink(
+    model: PathLike,
+    output: PathLike,
+    *,
+    layers: float | None = None,
+    drop_layers: Sequence[int] = (),
+    layers_by: str = "even",
+    neurons: float | None = None,
+    heads: float | None = None,
+    kv_heads: float | None = None,
+    experts: float | None = None,
+    width: float | None = None,
+    fisher: PathLike | None = None,
+    shard_size: int = SHARD_BYTES,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+) -> Shrinking:
+    """Take whole parts out of ``model`` and write what is left to the folder ``output``, with its
+    configuration; layers are numbered anew. Counts are what stays: whole numbers, or shares below 1.
+
+    ``layers_by`` (even, score) says which layers stay of a count. ``neurons`` are of each feed-forward part
+    or expert, ``heads`` and ``kv_heads`` of each layer, ``width`` is the residual stream, of which one set of
+    entries stays everywhere. What stays is chosen by the weights, or by ``fisher``, a checkpoint of the same
+    names and shapes that scores every weight. That the result loads is checked before anything is written.
+
+    Raises OptionError, UnsupportedError, BadFileError, BadValueError (NaN, infinity), OutputError.
+    """
+    from paring.shrinking import run as shrinking
+    from paring.shrinking.cuts import Request as Cuts
+
+    asked = Cuts(
+        os.fspath(model), layers, tuple(drop_layers), layers_by, neurons, heads, kv_heads, experts, width,
+        _text(fisher),
+    )  # fmt: skip
+    return shrinking.shrink(
+        asked, Path(output), shard_size=shard_size, overwrite=overwrite, dry_run=dry_run, threads=threads
     )
 
 

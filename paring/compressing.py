@@ -37,6 +37,10 @@ def run(plan: CompressPlan, *, dry_run: bool = False) -> Report:
 
     Raises BadValueError for NaN or infinity, BudgetError for a budget that cannot be met, OutputError.
     """
+    if plan.method.sees == "tensors":
+        from paring import tensorwise
+
+        return tensorwise.run(plan, dry_run=dry_run)
     started = time.perf_counter()
     _log.info("reading %s tensors", f"{len(plan.source.tensors):,}")
     modules, whole, source_digest = _read(plan)

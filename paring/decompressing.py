@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from paring import atomic
+from paring.bitmasks import Bitmasks
 from paring.checkpoint import write_checked
 from paring.dtypes import FLOATS, cast, itemsize, numel
 from paring.errors import BadFileError, OptionError, UnsupportedError
@@ -34,6 +35,12 @@ def run(
     started = time.perf_counter()
     wanted = parse_dtype(dtype)
     opened = open_source(source, threads)
+    if isinstance(opened, Bitmasks) or (isinstance(opened, Packed) and "beside" in opened.facts):
+        if base is not None:
+            raise OptionError(f"--base: {source} is no delta of a full fine-tune, it needs none")
+        from paring import densifying
+
+        return densifying.run(opened, Path(output), dtype=wanted, overwrite=overwrite, threads=threads)
     if not isinstance(opened, Packed):
         raise UnsupportedError(f"{source} is not a packed file: there is nothing to decompress")
     target = Path(output)

@@ -31,6 +31,8 @@ STORAGE: dict[str, np.dtype[Any]] = {
 }  # fmt: skip
 #: the dtypes that paring computes with; the rest is carried unchanged
 FLOATS = ("F64", "F32", "F16", "BF16")
+#: what configurations of models call them
+TORCH = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def itemsize(dtype: str) -> int:

@@ -15,12 +15,12 @@ from paring import atomic
 from paring.checkpoint import Checkpoint, write_checked
 from paring.codecs.zigzag import steps, zigzag
 from paring.decompressing import parse_dtype
-from paring.dtypes import FLOATS, STORAGE, Stored, cast, from_f32, itemsize
+from paring.dtypes import FLOATS, STORAGE, TORCH, Stored, cast, from_f32, itemsize
 from paring.errors import BadFileError, OptionError, UnsupportedError
 from paring.finetuned.parts import BITS, DELTA, LEVELS, SIGNS, A, B, spans, summed
 from paring.finetuned.table import FILE, Row, Table, base_digest, needed, read_table
 from paring.merging import record
-from paring.merging.plan import SHARD_BYTES
+from paring.outputs import SHARD_BYTES
 from paring.packed import Packed, open_source
 from paring.report import Report, peak_rss_bytes
 from paring.resumable import index_of, shards
@@ -201,8 +201,7 @@ def _beside(opened: Packed, table: Table, base: Checkpoint, folder: Path, dtype:
     if dtype and config.exists():
         told: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
         told.pop("torch_dtype", None)
-        words = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-        config.write_text(json.dumps(told | {"dtype": words[dtype]}, indent=2) + "\n", encoding="utf-8")
+        config.write_text(json.dumps(told | {"dtype": TORCH[dtype]}, indent=2) + "\n", encoding="utf-8")
     return [f"{name} is not beside the base any more: it was not written" for name in lacking]
 
 

@@ -9,6 +9,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from paring.bitmasks import cleaned
+
 #: the files of a tokenizer
 TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken",
@@ -52,8 +54,11 @@ def copy_beside(
             shutil.copyfile(found, folder / found.name)
         names.append(found.name)
     config = folder / "config.json"
-    if (dtype or changes) and config.exists():
-        told = json.loads(config.read_text(encoding="utf-8"))
+    if config.exists():
+        before = json.loads(config.read_text(encoding="utf-8"))
+        told = cleaned(before)
+        if told == before and not dtype and not changes:
+            return names
         if dtype:
             told.pop("torch_dtype", None)
             told["dtype"] = dtype
@@ -75,7 +80,7 @@ def replaceable(output: Path, single: bool) -> list[str] | None:
 def card(recipe: Mapping[str, Any], library: str, facts: Sequence[str]) -> str:
     """A model card in the Hub's form, of what a command's recipe made."""
     command = str(recipe.get("command", "merge"))
-    verb = {"merge": "Merged", "prune": "Pruned"}.get(command, command)
+    verb = {"merge": "Merged", "prune": "Pruned", "shrink": "Shrunk"}.get(command, command)
     models = [str(model) for model in recipe.get("models", [recipe.get("model", "")])]
     base = recipe.get("base") or recipe.get("into")
     listed = [Path(str(name)).name for name in ([base] if base else []) + models]
@@ -89,7 +94,7 @@ def card(recipe: Mapping[str, Any], library: str, facts: Sequence[str]) -> str:
             "---",
             f"# {' + '.join(Path(model).name for model in models)}",
             "",
-            f"{verb} by paring, method `{recipe.get('method')}`.",
+            f"{verb} by paring" + (f", method `{recipe['method']}`." if "method" in recipe else "."),
             "",
             "Made of: " + ", ".join(f"`{name}`" for name in listed) + ".",
             "",

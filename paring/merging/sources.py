@@ -120,12 +120,13 @@ class Updates:
 
     Tensors are named by ``names`` (module -> name of its weight, stored as (in, out) for the modules in
     ``turned``); an (IA)^3 vector is the update ``l - 1`` of shape (1, n). Products are made of whole rows, as
-    many as the span touches, one matrix product each.
+    many as the span touches, one matrix product each. With ``scaled`` off the scale is left out of them.
     """
 
     def __init__(
-        self, adapter: Adapter, names: Mapping[str, str], turned: frozenset[str] = frozenset()
-    ) -> None:
+        self, adapter: Adapter, names: Mapping[str, str], turned: frozenset[str] = frozenset(),
+        scaled: bool = True,
+    ) -> None:  # fmt: skip
         self.adapter, self.path = adapter, adapter.checkpoint.path
         found = read_factors(adapter)
         for f in found:
@@ -138,12 +139,20 @@ class Updates:
         for name, f in self.modules.items():
             left, right = (f.A.T, f.B.T) if f.name in turned else (f.B, f.A)
             self._products[name] = (
-                np.ascontiguousarray(left * np.float32(f.scale)),
+                np.ascontiguousarray(left * np.float32(f.scale if scaled else 1.0)),
                 np.ascontiguousarray(right),
             )
         self.tensors: Mapping[str, Entry] = {
             name: Entry((len(left), right.shape[1]), "F32") for name, (left, right) in self._products.items()
         }
+
+    def mean(self) -> float:
+        """The mean entry of all products."""
+        total = sum(
+            float(left.sum(axis=0, dtype=np.float64) @ right.sum(axis=1, dtype=np.float64))
+            for left, right in self._products.values()
+        )
+        return total / max(1, sum(entry.numel for entry in self.tensors.values()))
 
     def read(self, name: str, start: int, stop: int, buffer: npt.NDArray[np.uint8]) -> Bits:
         left, right = self._products[name]

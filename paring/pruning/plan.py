@@ -14,8 +14,8 @@ from paring import adapters, atomic, registry
 from paring.checkpoint import Checkpoint
 from paring.devices import pick
 from paring.errors import BadFileError, OptionError, OutputError, UnsupportedError
-from paring.merging.plan import SHARD_BYTES
 from paring.merging.record import metadata
+from paring.outputs import SHARD_BYTES
 from paring.packed import Packed, open_source
 from paring.plan import refuse_sealed, thread_count
 from paring.pruning import allocating, budgets, sparsity

@@ -72,7 +72,9 @@ def _stages(value: Any) -> bool:
 #: field -> whether a value can be its
 _SOUND: dict[str, Callable[[Any], bool]] = {
     "models": lambda value: _list_of(_text)(value) and bool(value),
-    **dict.fromkeys(("base", "into", "method", "dtype", "missing", "carried", "tokenizer", "tail"), _text),
+    **dict.fromkeys(
+        ("base", "into", "method", "dtype", "missing", "carried", "tokenizer", "tail", "keep_mask"), _text
+    ),
     "weights": _list_of(_weight),
     "patterns": _list_of(_pattern),
     "scale": _number,
