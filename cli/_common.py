@@ -113,6 +113,14 @@ def warn(text: str) -> None:
     click.secho(f"warning: {text}", fg="yellow", err=True)
 
 
+def tell_of_rest(output: str, kinds: tuple[str, ...]) -> None:
+    """After Ctrl-C: what is there stays for the same command."""
+    target = Path(output).absolute()
+    kept = [target.with_name(f".{target.name}.{kind}") for kind in kinds]
+    if isinstance(sys.exc_info()[1], KeyboardInterrupt) and (there := [p for p in kept if p.exists()]):
+        click.echo(f"what is done is kept in {there[0]}: the same command goes on from there", err=True)
+
+
 @contextmanager
 def progress(what: str, *, quiet: bool, verbose: bool) -> Iterator[None]:
     """While the block runs: a spinner on a terminal that says what is being done; lines with ``-v``."""
@@ -149,15 +157,3 @@ class _Spinner(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.status.update(short(f"{self._what}: {record.getMessage()}"))
-
-
-def tell_of_rest(output: str) -> None:
-    """After Ctrl-C say what is there and stays for the same command."""
-    target = Path(output).absolute()
-
-    def tell() -> None:
-        kept = [target.with_name(f".{target.name}.{kind}") for kind in ("resume", "stages", "search")]
-        if isinstance(sys.exc_info()[1], KeyboardInterrupt) and (there := [p for p in kept if p.exists()]):
-            click.echo(f"what is done is kept in {there[0]}: the same command goes on from there", err=True)
-
-    click.get_current_context().call_on_close(tell)

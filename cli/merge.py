@@ -104,7 +104,9 @@ def command(
     from paring import api
     from paring.merging import weights as parsing
 
-    common.tell_of_rest(output)
+    click.get_current_context().call_on_close(
+        lambda: common.tell_of_rest(output, ("resume", "stages", "search"))
+    )
     space = {name: given.pop(name) for name in _SPACE}
     if score is not None:
         return _search(models, output, score, space, weights, as_json, quiet, verbose, given)

@@ -79,7 +79,7 @@ def command(
     """
     from paring import api
 
-    common.tell_of_rest(output)
+    click.get_current_context().call_on_close(lambda: common.tell_of_rest(output, ("resume",)))
     with common.progress(f"shrinking {model}", quiet=quiet, verbose=verbose):
         report = api.shrink(model, output, **given)
     if as_json:

@@ -8,6 +8,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from paring.api import shrink
+
 LAYERS, HIDDEN, DIM = 4, 32, 8
 _COMMON = {
     "hidden_size": HIDDEN, "intermediate_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
@@ -115,3 +117,14 @@ def close(found, expected):
 
 def kept(folder):
     return json.loads((folder / "shrink.json").read_text())
+
+
+def changed(tiny, kind, tmp_path, config, **how):
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "model.safetensors").symlink_to(tiny(kind) / "model.safetensors")
+    own = json.loads((tiny(kind) / "config.json").read_text()) | config
+    own = {key: value for key, value in own.items() if value != "gone"}
+    (folder / "config.json").write_text(json.dumps(own))
+    shrink(folder, tmp_path / "out", **how)
+    return json.loads((tmp_path / "out" / "config.json").read_text())
