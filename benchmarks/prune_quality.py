@@ -2,11 +2,12 @@
 
     python -m benchmarks.prune_quality [--only wanda,alps] [--windows 24] [--samples 64] [--json FILE]
 
-The model is calibrated once, dense, on the Brown corpus (``paring calibrate --gram``); each method then prunes the
-checkpoint to half, or to two of four, and the result is evaluated as ``paring eval`` does, by windows of 256 tokens
-spread over Austen's novels. All are given the same windows, so that differences are paired: of each method the table
-has what it loses against the dense model, in nats a token, with its standard error over windows, and how much more
-than the method in the line above. ``sequential`` lines are calibrated behind blocks that are pruned already.
+The model is calibrated once, dense, on the Brown corpus (``paring calibrate --gram``); each method then
+prunes the checkpoint to half, or to two of four, and the result is evaluated as ``paring eval`` does, by
+windows of 256 tokens spread over Austen's novels. All are given the same windows, so that differences are
+paired: of each method the table has what it loses against the dense model, in nats a token, with its standard
+error over windows, and how much more than the method in the line above. ``sequential`` lines are calibrated
+behind blocks that are pruned already.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ WINDOW = 256
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table: a method with its options, how much goes, and whether calibration is sequential."""
+    """One line of the table: a method with its options, how much goes, and if calibration is sequential."""
 
     method: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -72,7 +73,9 @@ def evaluated(model: Path, windows: int, threads: int) -> Evaluation:
     return evaluate(model, smollm.austen(), window=WINDOW, samples=windows, threads=threads)
 
 
-def run(case: Case, amount: dict[str, Any], samples: int, windows: int, threads: int) -> tuple[Evaluation, float]:
+def run(
+    case: Case, amount: dict[str, Any], samples: int, windows: int, threads: int
+) -> tuple[Evaluation, float]:
     """The evaluation of what the case makes, and the seconds that pruning takes."""
     needs = registry.load("prune", case.method).sees in ("norms", "grams") or "refit" in case.options
     stats = None
@@ -84,7 +87,8 @@ def run(case: Case, amount: dict[str, Any], samples: int, windows: int, threads:
     begun = time.perf_counter()
     prune(smollm.model(), out, method=case.method, stats=stats, overwrite=True, threads=threads,
           **amount, **case.options)  # fmt: skip
-    return evaluated(out, windows, threads), time.perf_counter() - begun
+    seconds = time.perf_counter() - begun
+    return evaluated(out, windows, threads), seconds
 
 
 def paired(found: Evaluation, against: Sequence[float]) -> tuple[float, float]:
@@ -106,7 +110,9 @@ def main() -> None:
     out.print(describe("torch", "transformers"))
     dense = evaluated(smollm.model(), asked.windows, asked.threads)
     found: list[dict[str, Any]] = [{"case": "dense", "perplexity": dense.perplexity, "nlls": dense.nlls}]
-    table = Table("amount", "method", "perplexity", "loses, nats", "against the line above", "s", box=box.SIMPLE_HEAD)
+    table = Table(
+        "amount", "method", "perplexity", "loses, nats", "against the line above", "s", box=box.SIMPLE_HEAD
+    )
     table.add_row("", "dense", f"{dense.perplexity:.1f}", f"{dense.nll:.3f} in all", "", "")
     for told, amount in AMOUNTS.items():
         above: list[float] | None = None
@@ -117,8 +123,8 @@ def main() -> None:
             loss, error = paired(got, dense.nlls)
             more = "" if above is None else "{:+.3f} ± {:.3f}".format(*paired(got, above))
             above = got.nlls
-            row = {"amount": told, "case": case.name, "perplexity": got.perplexity, "loss": loss, "error": error,
-                   "seconds": seconds, "nlls": got.nlls}  # fmt: skip
+            row = {"amount": told, "case": case.name, "perplexity": got.perplexity, "loss": loss,
+                   "error": error, "seconds": seconds, "nlls": got.nlls}  # fmt: skip
             found.append(row)
             print(json.dumps({key: value for key, value in row.items() if key != "nlls"}), flush=True)
             figures = f"{math.exp(got.nll):.1f}", f"{loss:.3f} ± {error:.3f}", more, f"{seconds:.0f}"

