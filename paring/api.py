@@ -306,7 +306,7 @@ def prune(
     sparsity: float | str | None = None,
     keep: int | None = None,
     of: int | None = None,
-    scope: str = "tensor",
+    scope: str | None = None,
     allocate: str = "uniform",
     lines: str | None = None,
     budgets: Mapping[str, float | str] | None = None,
@@ -314,6 +314,9 @@ def prune(
     exclude: Sequence[str] = (),
     tail: str = "error",
     stats: PathLike | None = None,
+    refit: bool = False,
+    outliers: float = 5.0,
+    spread: float = 0.08,
     save_mask: PathLike | None = None,
     shard_size: int = SHARD_BYTES,
     overwrite: bool = False,
@@ -326,13 +329,15 @@ def prune(
     """Set the least entries of a checkpoint to zero: ``sparsity`` of them (a decimal, taken as typed), or all
     but ``keep`` of every ``of`` neighbours along the inputs.
 
-    ``scope`` is what shares one threshold: tensor (each matrix), row (each output) or global (the model).
-    ``allocate`` shares a sparsity out over matrices: uniform, erk or lamp. ``lines`` (outputs, inputs) prunes
-    whole ones by their norms. ``budgets`` gives tensors that fit a pattern a sparsity, ``"2:4"`` or
-    ``"dense"`` of their own. ``include`` and ``exclude`` are patterns over names; by default embeddings,
-    heads, norms, biases and routers are left alone. ``tail`` (error, dense) says what becomes of inputs that
-    ``of`` does not divide. ``stats`` is a file of ``calibrate``, ``save_mask`` a mask to write. ``options``
-    are those of ``method``.
+    ``scope`` is what shares one threshold: tensor (each matrix), row (each output) or global (the model); by
+    default tensor, or row as Wanda is published. ``allocate`` shares a sparsity out over matrices: uniform,
+    erk, lamp, or owl (by how many scores are ``outliers`` times their block's mean, within ``spread``).
+    ``lines`` (outputs, inputs) prunes whole ones by their norms. ``budgets`` gives tensors that fit a pattern
+    a sparsity, ``"2:4"`` or ``"dense"`` of their own. ``include`` and ``exclude`` are patterns over names; by
+    default embeddings, heads, norms, biases and routers are left alone. ``tail`` (error, dense) says what
+    becomes of inputs that ``of`` does not divide. ``stats`` is a file of ``calibrate``, from which ``refit``
+    gives what stays its best values, whatever chose it. ``save_mask`` is a mask to write. ``options`` are
+    those of ``method``.
 
     A run that was killed is taken up by the same call. Raises OptionError, UnsupportedError, BadFileError,
     BadValueError (NaN, infinity), OutputError.
@@ -341,7 +346,7 @@ def prune(
 
     request = plan.Request(
         os.fspath(model), method, sparsity, keep, of, scope, allocate, lines, budgets, tuple(include),
-        tuple(exclude), tail, _text(stats), shard_size, options,
+        tuple(exclude), tail, _text(stats), shard_size, options, refit, outliers, spread,
     )  # fmt: skip
     planned = plan.plan_prune(
         request, output, save_mask=save_mask, overwrite=overwrite, threads=threads, device=device

@@ -66,13 +66,13 @@ def _mask(dense: F64, gram: F64, budget: Budget, rho: float, name: str) -> Mask:
         raise BadValueError(f"{name}: the products of inputs are not those of any inputs: calibrate again")
     values = np.maximum(values, 0.0)
     goal = dense @ gram
-    mask = before = select(np.abs(dense), budget)
+    mask = before = _best(dense, budget)
     kept = max(1, int(mask.sum()))
     S, V, moved = np.where(mask, dense, 0.0), np.zeros_like(dense), False
     for count in range(1, _MOST + 1):
         B = ((goal - V + rho * S) @ vectors) / (values + rho) @ vectors.T
         S = B + V / rho
-        mask = select(np.abs(S), budget)
+        mask = _best(S, budget)
         S = np.where(mask, S, 0.0)
         V += rho * (B - S)
         if count % _EVERY:
@@ -88,7 +88,11 @@ def _mask(dense: F64, gram: F64, budget: Budget, rho: float, name: str) -> Mask:
             break
         else:
             rho /= 5
+            mask = before = _best(dense, budget)
             S, V = np.where(mask, dense, 0.0), np.zeros_like(dense)
-            mask = before = select(np.abs(dense), budget)
-            S = np.where(mask, dense, 0.0)
     return mask
+
+
+def _best(values: F64, budget: Budget) -> Mask:
+    """The mask of the largest magnitudes, compared in fp32."""
+    return select(np.abs(values).astype(np.float32), budget)

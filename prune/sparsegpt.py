@@ -56,7 +56,7 @@ def sparsegpt(matrix: Matrix, budget: Budget, *, block: int = 128, damp: float =
             mask[:, own], errors = reconstruction.sweep_groups(part, factor, budget.keep, budget.of)
         else:
             keep = budget.keep * stop // columns - budget.keep * start // columns
-            mask[:, own] = select((part / np.diag(factor)) ** 2, Budget(keep, budget.row))
+            mask[:, own] = select(np.abs(part / np.diag(factor)).astype(np.float32), Budget(keep, budget.row))
             errors = reconstruction.sweep(part, factor, mask[:, own])
         W[:, own] = part
         W[:, stop:] -= errors @ upper[own, stop:]

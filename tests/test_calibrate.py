@@ -87,10 +87,8 @@ def test_shared_inputs_are_found(home, tmp_path):
 )
 def test_sequential_statistics_are_those_behind_pruned_blocks(home, tmp_path, method, budget):
     out = tmp_path / "s.safetensors"
-    calibrate(
-        home / "llama", home / "text.txt", out, gram=True, samples=3, window=20, sequential=True, method=method,
-        **budget,
-    )  # fmt: skip
+    how = {"gram": True, "samples": 3, "window": 20, "sequential": True, "method": method}
+    calibrate(home / "llama", home / "text.txt", out, **how, **budget)
     stats, model = open_stats(out), running.loaded(home / "llama")
     windows = windows_of(home, "llama", 20, 3)
     for block in range(2):

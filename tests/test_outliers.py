@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paring.errors import OptionError
-from paring.pruning.outliers import outliers, share_out, total, whole
+from paring.pruning.outliers import block_of, check, outliers, share_out, total
 
 shares = st.lists(st.floats(0, 100), min_size=1, max_size=8)
 
@@ -44,11 +44,24 @@ def test_outliers_are_counted():
     assert outliers(W, norms, 1.5) == 3
 
 
-def test_remainders_go_to_the_largest():
-    assert whole(np.array([0.5, 0.9, 0.6]), [3, 3, 3], 6) == [1, 3, 2]
-    assert whole(np.array([0.5, 0.5]), [3, 3], 3) == [2, 1]
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("model.layers.3.mlp.up_proj.weight", "model.layers.3"),
+        ("h.11.attn.c_attn.weight", "h.11"),
+        ("layers.0.experts.7.w1.weight", "layers.0"),
+        ("0.weight", "0"),
+        ("pooler.dense.weight", "pooler.dense.weight"),
+        ("l2norm.weight", "l2norm.weight"),
+    ],
+)
+def test_blocks_are_numbered_in_names(name, block):
+    assert block_of(name) == block
 
 
-def test_spreads_that_cannot_be_meant():
-    with pytest.raises(OptionError, match="spread"):
-        share_out([1.0], [10], Fraction(1, 2), -0.1)
+@pytest.mark.parametrize(
+    ("above", "spread", "said"), [(0, 0.1, "--outliers"), (5, -0.1, "--spread"), (5, 1, "--spread")]
+)
+def test_options_that_cannot_be_meant(above, spread, said):
+    with pytest.raises(OptionError, match=said):
+        check(above, spread)

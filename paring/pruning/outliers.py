@@ -9,12 +9,14 @@ all alike get the same.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
 
 from paring.errors import OptionError
+from paring.pruning import sparsity as counting
 from paring.pruning.matrix import F32, F64
 
 
@@ -32,30 +34,28 @@ def share_out(shares: Sequence[float], sizes: Sequence[int], sparsity: Fraction,
     """How many entries each block keeps: ``sum(sizes) - floor(sparsity * sum(sizes))`` in all.
 
     ``shares`` are the outlier shares, ``sizes`` the entries of the blocks, ``spread`` is lambda: densities
-    lie within that of their mean, or nearer where a block is full or empty. Raises OptionError."""
-    if not 0 <= spread < 1:
-        raise OptionError(
-            f"a spread of {spread}: how far densities may lie from their mean, 0 or more, below 1"
-        )
-    keep = sum(sizes) - int(sparsity * sum(sizes))
+    lie within that of their mean, or nearer where a block is full or empty.
+    """
+    keep = sum(sizes) - counting.pruned(sparsity, sum(sizes))
     found = np.asarray(shares, np.float64)
     width = found.max() - found.min() if len(found) else 0.0
     wanted = (found - found.min()) / width * 2 * spread if width > 0 else np.zeros_like(found)
-    return whole(_filled(wanted, np.asarray(sizes, np.float64), keep), sizes, keep)
+    densities = _filled(wanted, np.asarray(sizes, np.float64), keep)
+    return counting.rounded([float(d) * n for d, n in zip(densities, sizes, strict=True)], keep, sizes)
 
 
-def whole(wanted: F64, sizes: Sequence[int], keep: int) -> list[int]:
-    """Densities ``wanted (blocks,)`` as counts that add up to ``keep``: rounded down, then one more each by
-    largest remainder, the earlier of equals first."""
-    exact = [min(float(size), max(0.0, float(d) * size)) for d, size in zip(wanted, sizes, strict=True)]
-    counts = [int(value) for value in exact]
-    order = sorted(range(len(counts)), key=lambda i: (counts[i] - exact[i], i))
-    step = 1 if sum(counts) < keep else -1
-    while (missing := abs(keep - sum(counts))) > 0:
-        free = [i for i in order if 0 <= counts[i] + step <= sizes[i]]
-        for i in free[:missing]:
-            counts[i] += step
-    return counts
+def check(above: float, spread: float) -> None:
+    """Refuse an M that is not positive, or a lambda outside [0, 1). Raises OptionError."""
+    if not 0 < above < np.inf:
+        raise OptionError(f"--outliers {above}: how many times the mean score an outlier is, above 0")
+    if not 0 <= spread < 1:
+        raise OptionError(f"--spread {spread}: how far densities may be from their mean, in [0, 1)")
+
+
+def block_of(name: str) -> str:
+    """The block that a tensor is in: its name up to the first number, itself where there is none."""
+    found = re.match(r"(?:.*?\.)?\d+(?=\.)", name)
+    return found[0] if found else name
 
 
 def _filled(wanted: F64, sizes: F64, keep: int) -> F64:

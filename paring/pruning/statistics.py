@@ -54,8 +54,9 @@ class Statistics:
     facts: Mapping[str, Any]
     gram: bool
 
-    def inputs(self, name: str) -> Inputs:
-        """What the matrix ``name`` was given: a tensor's name, of a stack of experts ``NAME[3]``.
+    def inputs(self, name: str, *, gram: bool = True) -> Inputs:
+        """What the matrix ``name`` was given: a tensor's name, of a stack of experts ``NAME[3]``. Products
+        are read where the file has them and ``gram`` asks for them.
 
         Raises BadFileError for a matrix that was not measured, for numbers that are no norms and products
         that contradict them."""
@@ -70,11 +71,11 @@ class Statistics:
             raise BadFileError(
                 f"{self.path}: {found.name}: its norms or tokens are negative, NaN or infinite"
             )
-        if not self.gram:
+        if not (self.gram and gram):
             return Inputs(norms, tokens)
-        gram = unpack(self.file.read(f"{found.name}.gram").data, found.n)
-        self._check_gram(found.name, norms, gram)
-        return Inputs(norms, tokens, gram)
+        products = unpack(self.file.read(f"{found.name}.gram").data, found.n)
+        self._check_gram(found.name, norms, products)
+        return Inputs(norms, tokens, products)
 
     def _check_gram(self, name: str, norms: F32, gram: F32) -> None:
         squares = norms.astype(np.float64) ** 2
