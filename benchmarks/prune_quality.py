@@ -63,8 +63,8 @@ def statistics(samples: int, threads: int, **sequential: Any) -> Path:
     path = HOME / f"stats-{samples}{'-' + told if told else ''}.safetensors"
     if not path.exists():
         calibrate(
-            smollm.model_folder(), smollm.brown(), path, gram=True, samples=samples, window=WINDOW, threads=threads,
-            **sequential,
+            smollm.model_folder(), smollm.brown(), path, gram=True, samples=samples, window=WINDOW,
+            threads=threads, **sequential,
         )  # fmt: skip
     return path
 

