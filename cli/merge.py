@@ -49,6 +49,7 @@ _SPACE = ("trials", "low", "high", "anchors", "search_seed", "minimise")
     "--tokenizer", metavar="base|union|MODEL",
     help="Vocabulary of the result: embeddings are matched by token.  [default: all have the same]",
 )  # fmt: skip
+@click.option("--mask", metavar="FILE", help="Set to zero what this mask does not keep (`paring mask`).")
 @click.option(
     "--keep-mask", metavar="mask|scale",
     help="Keep the zeros of a sparse base: add updates elsewhere only, or multiply (a ScaleLoRA adapter).",
@@ -198,6 +199,8 @@ def _show(report: Report, verbose: bool) -> None:
     options = common.recipe_text(recipe.get("options") or {})
     rows = [("" if i else "inputs", common.short(path)) for i, path in enumerate(report.inputs)]
     rows += [("size", f"{common.size(report.bytes_in or 0)}{size}"), ("method", f"{report.method} {options}")]
+    if recipe.get("mask"):
+        rows.append(("mask", common.short(str(recipe["mask"]))))
     if report.merged is not None:
         along = f", {len(report.carried)} carried unchanged" if report.carried else ""
         files = f", in {len(report.files)} files" if report.files else ""

@@ -18,6 +18,7 @@ from paring.merging.models import Target
 from paring.merging.sources import Entry
 from paring.merging.vocabularies.vocabulary import Vocabulary
 from paring.merging.weights import Weighting
+from paring.pruning.masks import MaskFile
 from paring.registry import Method
 from paring.resumable import Shard
 
@@ -66,6 +67,8 @@ class MergePlan:
     vocabulary: Vocabulary | None = None
     #: whether zeros of the base stay zeros, and how: ``mask`` or ``scale``
     keep_mask: str | None = None
+    #: with ``--mask``, what stays
+    mask: MaskFile | None = None
 
     @property
     def donor(self) -> Model:

@@ -26,6 +26,7 @@ from paring.merging.weights import Weight, Weighting, layers_in, parse
 from paring.outputs import SHARD_BYTES
 from paring.packed import Packed
 from paring.plan import refuse_sealed, thread_count
+from paring.pruning.masks import MaskFile
 from paring.registry import Method
 from paring.resumable import shards
 
@@ -58,6 +59,8 @@ class Request:
     stages: Mapping[str, Mapping[str, Any]] | None = None
     #: how zeros of the base stay zeros: ``mask`` or ``scale`` (:mod:`.keeping`)
     keep_mask: str | None = None
+    #: what of the result stays; the rest is set to zero
+    mask: str | None = None
 
     def recipe(self) -> dict[str, Any]:
         """As JSON; what was left out is left out."""
@@ -138,6 +141,7 @@ def plan_checkpoint(
     *,
     overwrite: bool = False,
     threads: int | None = None,
+    mask: MaskFile | None = None,
 ) -> MergePlan:
     """The plan of a merge whose result is a checkpoint. No tensor is read."""
     method, options = check(request)
@@ -191,6 +195,8 @@ def plan_checkpoint(
     target = Path(output)
     single = target.suffix == ".safetensors"
     refuse_pack(target, method)
+    if mask is not None:
+        _refuse_mask(mask, target, targets, copied)
     if single and vocabulary and vocabulary.added:
         raise OptionError("--tokenizer union makes a tokenizer: name a folder with -o, not a file")
     recipe = request.recipe()
@@ -202,8 +208,16 @@ def plan_checkpoint(
         method, options, opened, deltas, weighting, request.scale, targets, copied, target, single, files,
         overwrite, thread_count(threads), recipe, [*warnings, *more],
         configs.joined(choice.config if choice else {}, vocabulary.config if vocabulary else {}), vocabulary,
-        request.keep_mask,
+        request.keep_mask, mask,
     )  # fmt: skip
+
+
+def _refuse_mask(mask: MaskFile, output: Path, targets: Sequence[Target], copied: Sequence[Copied]) -> None:
+    """Raise BadFileError for another model's mask, OptionError where there is no model to mask."""
+    if packs(output):
+        raise OptionError("--mask is for a merged checkpoint, not for packed tasks")
+    shapes = {target.name: target.shape for target in targets}
+    mask.refuse_other(shapes | {copy.name: copy.entry.shape for copy in copied}, output)
 
 
 def _entries(model: Model, base: Mapping[str, Entry], carried: str) -> dict[str, Entry]:

@@ -70,6 +70,8 @@ def run(
             for copy in plan.copied:
                 if copy.name not in staging.done:
                     bits = _copied(copy, models.sources)
+                    if plan.mask is not None:
+                        plan.mask.apply(copy.name, 0, bits := bits.copy())
                     staging.complete(copy.name, staging.write(copy.name, 0, bits))
             _merge(plan, models, staging)
             tallies = {target.name: tally_of(staging.done[target.name][1]) for target in plan.targets}
@@ -117,6 +119,8 @@ def fingerprint(plan: MergePlan, device: str) -> str:
     told: list[Any] = [plan.recipe, plan.options, str(plan.method.name), device]
     if plan.vocabulary is not None:
         told.append(plan.vocabulary.digest())
+    if plan.mask is not None:
+        told += state_of(plan.mask.checkpoint)
     for model in plan.models:
         told += state_of(model.checkpoint) if model is not None else ()
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()

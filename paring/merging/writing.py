@@ -45,7 +45,7 @@ class Writer:
             end += k
         assert target is not None and start is not None, "a span has chunks"
         self._local.out = out.view(np.uint8)
-        return self._staging.write(target.name, start, out[:end]), lost
+        return self._write(target, start, out[:end]), lost
 
     def whole(self, models: Models) -> Callable[[Desk, Span], tuple[int, Tally] | None] | None:
         """As :meth:`span`, from bits to bits, without chunks of fp32; only for sums of bf16 on the CPU."""
@@ -69,9 +69,14 @@ class Writer:
             lost = merging.mix(rows, n, deltas, weights, scale if deltas else 1.0, out[:n])
             if lost < 0:
                 return None  # chunks tell what is wrong, and where
-            return self._staging.write(target.name, span.start, out[:n]), Tally(lost)
+            return self._write(target, span.start, out[:n]), Tally(lost)
 
         return mix
+
+    def _write(self, target: Target, start: int, out: npt.NDArray[Any]) -> int:
+        if self._plan.mask is not None:
+            self._plan.mask.apply(target.name, start, out)
+        return self._staging.write(target.name, start, out)
 
     def _buffer(self, target: Target) -> npt.NDArray[Any]:
         held: npt.NDArray[np.uint8] = getattr(self._local, "out", np.empty(0, np.uint8))

@@ -24,7 +24,7 @@ def request_of(recipe: Mapping[str, Any], where: str) -> Request:
 
 def inputs_of(request: Request) -> list[str]:
     """Every input by the name that the request has for it, once."""
-    named = (request.base, request.into, *request.models)
+    named = (request.base, request.into, request.mask, *request.models)
     return list(dict.fromkeys(name for name in named if name is not None))
 
 
@@ -73,7 +73,8 @@ def _stages(value: Any) -> bool:
 _SOUND: dict[str, Callable[[Any], bool]] = {
     "models": lambda value: _list_of(_text)(value) and bool(value),
     **dict.fromkeys(
-        ("base", "into", "method", "dtype", "missing", "carried", "tokenizer", "tail", "keep_mask"), _text
+        ("base", "into", "mask", "method", "dtype", "missing", "carried", "tokenizer", "tail", "keep_mask"),
+        _text,
     ),
     "weights": _list_of(_weight),
     "patterns": _list_of(_pattern),
