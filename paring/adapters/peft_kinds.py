@@ -44,11 +44,7 @@ def _known(group: Group) -> Mapping[str, Any]:
 
 def _lora(group: Group, rank: int) -> tuple[float, str]:
     """The scale of any LoRA of that rank."""
-    config = _config(group, peft_config.obstacle)
-    alpha, source = peft_config.alpha_of(config, group.name)
-    if config.get("use_rslora"):
-        return alpha / math.sqrt(rank), f"{source} / sqrt(r) (rsLoRA)"
-    return alpha / rank, f"{source} / r"
+    return peft_config.scale_of(_config(group, peft_config.obstacle), group.name, rank)
 
 
 def _number(config: Mapping[str, Any], key: str, least: int = 1) -> int:
