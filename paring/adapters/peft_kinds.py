@@ -16,6 +16,7 @@ import numpy as np
 
 from paring.adapters import algebra, peft_config, products
 from paring.adapters.algebra import F64, Pair
+from paring.adapters.checks import grouped
 from paring.adapters.derived import BrokenError, Group, Made, RefusedError, Rule, shared
 from paring.dtypes import numel
 from paring.errors import BadFileError
@@ -218,8 +219,7 @@ def _experts(group: Group) -> Sequence[Made]:
 def _is_grouped(group: Group) -> bool:
     if not group.has("lora_A", "lora_B") or (group.config or {}).get("use_dora"):
         return False
-    a, b = group.tensors["lora_A"].shape, group.tensors["lora_B"].shape
-    return len(a) > 2 and len(b) > 2 and b[1] > 0 and a[0] > b[1] and a[0] % b[1] == 0
+    return grouped(group.tensors["lora_A"], group.tensors["lora_B"])
 
 
 def _grouped(group: Group) -> Sequence[Made]:
