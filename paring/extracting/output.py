@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paring import atomic
+from paring.adapters.peft_config import exact, is_end
 from paring.checkpoint import write_checked
 from paring.decompressing import CONFIG, WEIGHTS
 from paring.dtypes import Stored
@@ -176,7 +177,7 @@ class Output:
         ranks = {module.piece.module: module.rank for module in modules}
         common = Counter(ranks.values()).most_common(1)[0][0]
         known = _modules_of(self.found.tuned)
-        pattern = {_exact(name, known): rank for name, rank in sorted(ranks.items()) if rank != common}
+        pattern = {exact(name, known): rank for name, rank in sorted(ranks.items()) if rank != common}
         config: dict[str, Any] = {
             "peft_type": "LORA", "base_model_name_or_path": self.base_name, "inference_mode": True,
             "r": common, "lora_alpha": common, "rank_pattern": pattern, "alpha_pattern": dict(pattern),
@@ -238,18 +239,9 @@ class Output:
         )
 
 
-def _exact(name: str, known: set[str]) -> str:
-    """A pattern that PEFT matches with the module ``name`` alone."""
-    return ("^" if _others_end_so(name, known) else "") + re.escape(name)
-
-
-def _others_end_so(name: str, known: set[str]) -> bool:
-    return any(other.endswith("." + name) for other in known)
-
-
 def _targets(ranks: Mapping[str, int], known: set[str]) -> list[str] | str:
     """``target_modules``: the names, or a pattern where another module's name ends like one of them."""
-    if any(_others_end_so(name, known - ranks.keys()) for name in ranks):
+    if any(is_end(name, known - ranks.keys()) for name in ranks):
         return "|".join(re.escape(name) for name in sorted(ranks))
     return sorted(ranks)
 

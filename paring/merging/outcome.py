@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from paring import atomic
 from paring.adapters import embedded
+from paring.adapters.peft_config import exact
 from paring.adapters.view import LowRank
 from paring.checkpoint import write_checked
 from paring.decompressing import CONFIG, WEIGHTS, parse_dtype
@@ -132,7 +132,8 @@ def _config(
     if not lowrank:
         return config
     common = Counter(ranks[joint.name] for joint in lowrank).most_common(1)[0][0]
-    pattern = {re.escape(j.name): ranks[j.name] for j in lowrank if ranks[j.name] != common}
+    names = [joint.name for joint in lowrank]
+    pattern = {exact(name, names): ranks[name] for name in names if ranks[name] != common}
     config |= {"r": common, "lora_alpha": common, "use_rslora": False}
     config |= {"rank_pattern": pattern, "alpha_pattern": dict(pattern)}
     own = {module.name for module in donor.adapter.modules}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paring import adapters
+from paring.adapters.naming import natural
 from paring.adapters.view import Adapter
 from paring.atomic import atomic_folder, refuse_same_file
 from paring.checkpoint import open_checkpoint, write_checked
@@ -64,7 +64,7 @@ def fold_file(
         alpha = _alpha(adapter, sizes)
         names = {module.name: (module.a, module.b) for module in adapter.modules}
         shapes = {module.name: (module.n_out, module.n_in) for module in adapter.modules}
-        types = projections((name, shapes[name]) for name in sorted(names, key=_natural))
+        types = projections((name, shapes[name]) for name in sorted(names, key=natural))
         layout = Layout(sizes, alpha, types, seed, indices)
         pools: dict[tuple[str, Factor], Stored] = {}
         for each in types:
@@ -102,8 +102,3 @@ def _alpha(adapter: Adapter, sizes: Sizes) -> float:
     if isinstance(stated, int | float) and stated / sizes.r == scale:
         return stated
     return scale * sizes.r
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that puts layer 10 after layer 9, as the model has them; files have them by letters."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
