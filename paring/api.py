@@ -23,23 +23,36 @@ from paring.budget import Budget
 from paring.errors import OptionError
 from paring.loading import PathLike, chosen, load, load_into, to_torch
 from paring.merging import verb
-from paring.merging.plan import SHARD_BYTES
 from paring.merging.planning import Request
 from paring.merging.single import How
 from paring.merging.weights import parse
+from paring.outputs import SHARD_BYTES
 from paring.plan import plan_compress, thread_count
-from paring.report import Conversion, Difference, Extraction, Inspection, Pruning, Report, Verification
+from paring.report import (
+    Conversion,
+    Difference,
+    Extraction,
+    Inspection,
+    Pruning,
+    Report,
+    Shrinking,
+    Verification,
+)
 
 if TYPE_CHECKING:
+    from paring.evaluating import Evaluation
     from paring.merging.search import Found, Space
+    from paring.pruning.calibration import Calibration
     from paring.rerunning import Repeated
 
 __all__ = [
     "apply_mask",
+    "calibrate",
     "compress",
     "convert",
     "decompress",
     "diff",
+    "evaluate",
     "extract",
     "inspect",
     "load",
@@ -49,6 +62,7 @@ __all__ = [
     "prune",
     "rerun",
     "search",
+    "shrink",
     "to_torch",
     "verify",
 ]
@@ -192,6 +206,7 @@ def merge(
     rank: int | str | None = None,
     carried: str = "refuse",
     tokenizer: str | None = None,
+    keep_mask: str | None = None,
     mask: PathLike | None = None,
     shard_size: int = SHARD_BYTES,
     overwrite: bool = False,
@@ -209,7 +224,9 @@ def merge(
     are folded into a base. ``dtype`` (fp64, fp32, fp16, bf16) is that of the result, by default the base's or
     first model's. ``missing`` (refuse, copy) and ``carried`` (refuse, first, drop) say what becomes of
     tensors that not all models have, or that are no factors. ``tokenizer`` (base, union, or one of the
-    inputs) gives the result that vocabulary, and re-indexes embeddings by token. What ``mask`` does not keep
+    inputs) gives the result that vocabulary, and re-indexes embeddings by token. ``keep_mask`` keeps the
+    zeros of the base: ``mask`` adds updates elsewhere only, ``scale`` multiplies by the product of one
+    ScaleLoRA adapter; the report is then a :class:`~paring.report.SparseMerge`. What ``mask`` does not keep
     is set to zero. ``memory`` is in bytes, half of what is free by default. ``options`` are those of
     ``method``.
 
@@ -220,7 +237,7 @@ def merge(
     request = Request(
         [os.fspath(model) for model in models], _text(base), _text(into), method, weights, (), float(scale),
         dtype,
-        missing, rank, carried, tokenizer, shard_size, options, mask=_text(mask),
+        missing, rank, carried, tokenizer, shard_size, options, keep_mask=keep_mask, mask=_text(mask),
     )  # fmt: skip
     return verb.merge(
         request, output, overwrite=overwrite, dry_run=dry_run, threads=threads, memory=memory, device=device
@@ -292,7 +309,7 @@ def prune(
     sparsity: float | str | None = None,
     keep: int | None = None,
     of: int | None = None,
-    scope: str = "tensor",
+    scope: str | None = None,
     allocate: str = "uniform",
     lines: str | None = None,
     budgets: Mapping[str, float | str] | None = None,
@@ -300,6 +317,9 @@ def prune(
     exclude: Sequence[str] = (),
     tail: str = "error",
     stats: PathLike | None = None,
+    refit: bool = False,
+    outliers: float = 5.0,
+    spread: float = 0.08,
     save_mask: PathLike | None = None,
     shard_size: int = SHARD_BYTES,
     overwrite: bool = False,
@@ -312,13 +332,15 @@ def prune(
     """Set the least entries of a checkpoint to zero: ``sparsity`` of them (a decimal, taken as typed), or all
     but ``keep`` of every ``of`` neighbours along the inputs.
 
-    ``scope`` is what shares one threshold: tensor (each matrix), row (each output) or global (the model).
-    ``allocate`` shares a sparsity out over matrices: uniform, erk or lamp. ``lines`` (outputs, inputs) prunes
-    whole ones by their norms. ``budgets`` gives tensors that fit a pattern a sparsity, ``"2:4"`` or
-    ``"dense"`` of their own. ``include`` and ``exclude`` are patterns over names; by default embeddings,
-    heads, norms, biases and routers are left alone. ``tail`` (error, dense) says what becomes of inputs that
-    ``of`` does not divide. ``stats`` is a file of ``calibrate``, ``save_mask`` a mask to write. ``options``
-    are those of ``method``.
+    ``scope`` is what shares one threshold: tensor (each matrix), row (each output) or global (the model); by
+    default tensor, or row as Wanda is published. ``allocate`` shares a sparsity out over matrices: uniform,
+    erk, lamp, or owl (by how many scores are ``outliers`` times their block's mean, within ``spread``).
+    ``lines`` (outputs, inputs) prunes whole ones by their norms. ``budgets`` gives tensors that fit a pattern
+    a sparsity, ``"2:4"`` or ``"dense"`` of their own. ``include`` and ``exclude`` are patterns over names; by
+    default embeddings, heads, norms, biases and routers are left alone. ``tail`` (error, dense) says what
+    becomes of inputs that ``of`` does not divide. ``stats`` is a file of ``calibrate``, from which ``refit``
+    gives what stays its best values, whatever chose it. ``save_mask`` is a mask to write. ``options`` are
+    those of ``method``.
 
     A run that was killed is taken up by the same call. Raises OptionError, UnsupportedError, BadFileError,
     BadValueError (NaN, infinity), OutputError.
@@ -327,7 +349,7 @@ def prune(
 
     request = plan.Request(
         os.fspath(model), method, sparsity, keep, of, scope, allocate, lines, budgets, tuple(include),
-        tuple(exclude), tail, _text(stats), None, shard_size, options,
+        tuple(exclude), tail, _text(stats), None, shard_size, options, refit, outliers, spread,
     )  # fmt: skip
     planned = plan.plan_prune(
         request, output, save_mask=save_mask, overwrite=overwrite, threads=threads, device=device
@@ -428,6 +450,46 @@ def extract(
     )
 
 
+def shrink(
+    model: PathLike,
+    output: PathLike,
+    *,
+    layers: float | None = None,
+    drop_layers: Sequence[int] = (),
+    layers_by: str = "even",
+    neurons: float | None = None,
+    heads: float | None = None,
+    kv_heads: float | None = None,
+    experts: float | None = None,
+    width: float | None = None,
+    fisher: PathLike | None = None,
+    shard_size: int = SHARD_BYTES,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+) -> Shrinking:
+    """Take whole parts out of ``model`` and write what is left to the folder ``output``, with its
+    configuration; layers are numbered anew. Counts are what stays: whole numbers, or shares below 1.
+
+    ``layers_by`` (even, score) says which layers stay of a count. ``neurons`` are of each feed-forward part
+    or expert, ``heads`` and ``kv_heads`` of each layer, ``width`` is the residual stream, of which one set of
+    entries stays everywhere. What stays is chosen by the weights, or by ``fisher``, a checkpoint of the same
+    names and shapes that scores every weight. That the result loads is checked before anything is written.
+
+    Raises OptionError, UnsupportedError, BadFileError, BadValueError (NaN, infinity), OutputError.
+    """
+    from paring.shrinking import run as shrinking
+    from paring.shrinking.cuts import Request as Cuts
+
+    asked = Cuts(
+        os.fspath(model), layers, tuple(drop_layers), layers_by, neurons, heads, kv_heads, experts, width,
+        _text(fisher),
+    )  # fmt: skip
+    return shrinking.shrink(
+        asked, Path(output), shard_size=shard_size, overwrite=overwrite, dry_run=dry_run, threads=threads
+    )
+
+
 def diff(
     models: Sequence[PathLike],
     *,
@@ -481,3 +543,77 @@ def verify(
     if wanted is not None:
         verifying.verify(found, Path(path), *wanted)
     return found
+
+
+def calibrate(
+    model: PathLike,
+    data: PathLike,
+    output: PathLike,
+    *,
+    gram: bool = False,
+    samples: int = 128,
+    window: int | None = None,
+    sequential: bool = False,
+    method: str = "wanda",
+    sparsity: str | float | None = None,
+    keep: int | None = None,
+    of: int | None = None,
+    dtype: str = "fp32",
+    device: str = "auto",
+    threads: int | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    **options: Any,
+) -> Calibration:
+    """Measure what the matrices of the model in the folder ``model`` are given on the text file ``data``, for
+    methods that ask for it; the file ``output`` is specified in docs/format.md, *Statistics*.
+
+    ``samples`` windows of ``window`` tokens (2048, or what the model allows), evenly spaced over the text,
+    are run. ``gram`` also measures products of inputs. With ``sequential`` each block is measured behind
+    blocks that are pruned already, by ``method`` with its ``options``, to ``sparsity`` or to ``keep`` of each
+    ``of``. The model is run by transformers in ``dtype`` (fp32, bf16, fp16).
+
+    Raises UnsupportedError without transformers (``pip install 'paring[retrain]'``) and for models that are
+    no stack of blocks, OptionError, BadFileError, BadValueError (NaN, infinity), OutputError.
+    """
+    from paring.pruning import calibration
+
+    how = calibration.pruning(
+        sequential, gram=gram, method=method, sparsity=sparsity, keep=keep, of=of, options=options
+    )
+    return calibration.calibrate(
+        model, data, output, gram=gram, samples=samples, window=window, how=how, dtype=dtype, device=device,
+        threads=threads, overwrite=overwrite, dry_run=dry_run,
+    )  # fmt: skip
+
+
+def evaluate(
+    model: PathLike,
+    data: PathLike,
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    samples: int | None = None,
+    dtype: str = "fp32",
+    device: str = "auto",
+    threads: int | None = None,
+) -> Evaluation:
+    """The perplexity of the causal language model in the folder ``model`` on the text file ``data``.
+
+    The text is read by windows of ``window`` tokens (2048, or what the model allows), one every ``stride``
+    tokens (a window by default), of which the last ``stride`` are predicted; ``samples`` of them, evenly
+    spaced, stand for all. Raises UnsupportedError without transformers and for other models, OptionError,
+    BadFileError, BadValueError.
+    """
+    from paring import evaluating
+
+    return evaluating.evaluate(
+        model,
+        data,
+        window=window,
+        stride=stride,
+        samples=samples,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+    )

@@ -25,6 +25,8 @@ from paring.pruning import plan as pruning
 from paring.pruning import run as pruned
 from paring.pruning import stored
 from paring.report import Report
+from paring.shrinking.cuts import request_from
+from paring.shrinking.run import shrink
 from paring.untrusted import parse_json
 
 _BLOCK = 1 << 20  # bytes
@@ -77,6 +79,8 @@ def _repeat(opened: Checkpoint, made: Path, output: Path, how: How, device: str)
     if text is None:
         raise UnsupportedError(f"{made} holds no recipe: paring did not make it, or it was saved again since")
     recipe = parse_json(text.encode(), f"{made}: its recipe")
+    if recipe.get("command") == "shrink":
+        return str(recipe.get("paring", "")), _shrink(recipe, made, output, how)
     if recipe.get("command") == "prune":
         return str(recipe.get("paring", "")), _prune(recipe, made, output, how, device)
     if recipe.get("command") != "merge":
@@ -94,6 +98,19 @@ def _repeat(opened: Checkpoint, made: Path, output: Path, how: How, device: str)
         device=device, places=places,
     )  # fmt: skip
     return str(recipe.get("paring", "")), report
+
+
+def _shrink(recipe: Mapping[str, Any], made: Path, output: Path, how: How) -> Report:
+    """A model that parts were taken out of."""
+    asked = request_from(recipe, str(made))
+    places = {
+        key: str(_find(made, [Path(name)], name))
+        for key, name in (("model", asked.model), ("fisher", asked.fisher))
+        if name is not None
+    }
+    return shrink(
+        asked, output, overwrite=how.overwrite, dry_run=how.dry_run, threads=how.threads, places=places
+    )
 
 
 def _prune(recipe: Mapping[str, Any], made: Path, output: Path, how: How, device: str) -> Report:

@@ -10,7 +10,7 @@ import pytest
 from paring.api import prune
 from paring.pruning import cutting, reading
 from tests.helpers import names
-from tests.pruning import ELEMENTS, PRUNED, SHAPES, arrays, floor, kept, least, put, read
+from tests.prunable import ELEMENTS, PRUNED, SHAPES, arrays, floor, kept, least, put, read
 
 DTYPES = ["BF16", "F16", "F32", "F64"]
 

@@ -13,7 +13,7 @@ from paring.dtypes import Stored
 from paring.errors import BadFileError, OptionError, OutputError, UnsupportedError
 from paring.pruning import masking
 from tests.helpers import names
-from tests.pruning import ELEMENTS, PRUNED, arrays, kept, put, read
+from tests.prunable import ELEMENTS, PRUNED, arrays, kept, put, read
 
 
 @pytest.fixture

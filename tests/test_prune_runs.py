@@ -20,7 +20,7 @@ from paring.errors import OptionError, OutputError
 from paring.pruning import masking
 from tests.helpers import names
 from tests.merging import put_model
-from tests.pruning import arrays, put
+from tests.prunable import arrays, put
 from tests.test_merge_kill import contents
 
 ROOT = Path(__file__).parents[1]

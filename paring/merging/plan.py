@@ -22,9 +22,6 @@ from paring.pruning.masks import MaskFile
 from paring.registry import Method
 from paring.resumable import Shard
 
-#: default size of an output file, in bytes: the Hub's habit
-SHARD_BYTES = 5_000_000_000
-
 
 @dataclass(frozen=True, slots=True)
 class Copied:
@@ -68,6 +65,8 @@ class MergePlan:
     config: dict[str, Any] = field(default_factory=dict)
     #: with ``--tokenizer``, what the rows of embeddings stand for
     vocabulary: Vocabulary | None = None
+    #: whether zeros of the base stay zeros, and how: ``mask`` or ``scale``
+    keep_mask: str | None = None
     #: with ``--mask``, what stays
     mask: MaskFile | None = None
 

@@ -42,6 +42,8 @@ def merge_one(request: Request, output: Path, how: How, places: Mapping[str, str
         for model in models:
             atomic.refuse_same_file(output, [model.path, *model.checkpoint.inputs])
         if all(model.adapter is not None for model in models) and request.into is None:
+            if request.keep_mask is not None:
+                raise OptionError(f"--keep-mask {request.keep_mask}: adapters are folded in with --into BASE")
             if request.mask is not None:
                 raise OptionError("--mask is for merged checkpoints, and these are adapters: add --into BASE")
             if packs(output):

@@ -35,6 +35,10 @@ def _whole(value: object) -> bool:
     return type(value) is int
 
 
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _options(value: object) -> bool:
     return isinstance(value, dict)
 
@@ -47,4 +51,6 @@ _SOUND: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("include", "exclude"), _texts),
     **dict.fromkeys(("keep", "of", "shard_size"), _whole),
     **dict.fromkeys(("budgets", "options"), _options),
+    **dict.fromkeys(("outliers", "spread"), _number),
+    "refit": lambda value: isinstance(value, bool),
 }

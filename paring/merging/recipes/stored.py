@@ -73,7 +73,8 @@ def _stages(value: Any) -> bool:
 _SOUND: dict[str, Callable[[Any], bool]] = {
     "models": lambda value: _list_of(_text)(value) and bool(value),
     **dict.fromkeys(
-        ("base", "into", "mask", "method", "dtype", "missing", "carried", "tokenizer", "tail"), _text
+        ("base", "into", "mask", "method", "dtype", "missing", "carried", "tokenizer", "tail", "keep_mask"),
+        _text,
     ),
     "weights": _list_of(_weight),
     "patterns": _list_of(_pattern),
