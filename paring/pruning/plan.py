@@ -129,7 +129,8 @@ def plan_prune(
     Raises OptionError, UnsupportedError, BadFileError, OutputError.
     """
     method, options, share = check(request)
-    request = replace(request, options=options, scope=request.scope or _scope(request, method))
+    if request.mask is None:
+        request = replace(request, options=options, scope=request.scope or _scope(request, method))
     device = pick(device)
     if device != "cpu" and not method.torch:
         raise UnsupportedError(f"--device {device}: {method.name} runs on the CPU only; leave --device out")
