@@ -1,4 +1,4 @@
-"""What is pruned of a checkpoint and how it lies in its file: names, experts, Conv1D; budgets; the commands."""
+"""What is pruned of a checkpoint and how it lies in its file: experts, Conv1D; budgets; commands."""
 
 from __future__ import annotations
 
