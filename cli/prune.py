@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paring.cli import _common as common
+from paring.cli import _hub as hub
 from paring.cli import _methods as methods
 
 if TYPE_CHECKING:
+    from paring.hub.pushing import Push
     from paring.report import Pruning
 
 _DEFAULT = "magnitude"
@@ -74,10 +76,13 @@ _DEFAULT = "magnitude"
 @common.device
 @common.dry_run
 @common.overwrite
+@hub.pushes
+@common.offline
 @common.shown
 def command(
     model: str,
     output: str,
+    push: Push | None,
     pattern: str | None,
     budget: tuple[str, ...],
     budgets: str | None,
@@ -108,10 +113,12 @@ def command(
     arguments = methods.arguments("prune", given)
     with common.progress(f"pruning {Path(model).name}", quiet=quiet, verbose=verbose):
         report = api.prune(model, output, budgets=allotted.read(budget, budgets) or None, **arguments)
+    report = hub.published(report, push, quiet=quiet, verbose=verbose)
     if as_json:
         common.print_json(report)
     elif not quiet:
         show(report, verbose)
+        hub.show(report.pushed)
     return 0
 
 

@@ -14,6 +14,7 @@ from paring import adapters, atomic, registry
 from paring.checkpoint import Checkpoint
 from paring.devices import pick
 from paring.errors import BadFileError, OptionError, OutputError, UnsupportedError
+from paring.hub.names import told
 from paring.merging.record import metadata
 from paring.outputs import SHARD_BYTES
 from paring.packed import Packed, open_source
@@ -62,7 +63,7 @@ class Request:
     def recipe(self) -> dict[str, Any]:
         """As JSON; what was left out is left out."""
         found = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        found["options"] = dict(self.options or {})
+        found |= {"model": told(self.model), "options": dict(self.options or {})}
         if self.sparsity is not None:
             found["sparsity"] = sparsity.decimal(sparsity.fraction(self.sparsity))
         if self.allocate != "owl":
