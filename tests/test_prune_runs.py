@@ -79,8 +79,8 @@ def test_killed_and_resumed_is_the_same(model, tmp_path):
         assert masking.stats(again).digest == digest
         assert len(again.read_bytes()) == len(mask)
     assert kills
-        # killed once the result was in place, a run leaves its lock, which nobody holds
-        assert not [name for name in names(tmp_path) if name.startswith(".") and not name.endswith(".lock")]
+    # killed once the result was in place, a run leaves its lock, which nobody holds
+    assert not [name for name in names(tmp_path) if name.startswith(".") and not name.endswith(".lock")]
 
 
 @pytest.mark.parametrize("when", [1, 20, 60])
