@@ -360,8 +360,9 @@ def prune(
     BadValueError (NaN, infinity), OutputError.
     """
     from paring.pruning import plan, run
+    from paring.pruning import request as asking
 
-    request = plan.Request(
+    request = asking.Request(
         located(model), method, sparsity, keep, of, scope, allocate, lines, budgets, tuple(include),
         tuple(exclude), tail, _text(stats), None, shard_size, options, refit, outliers, spread,
     )  # fmt: skip
@@ -389,8 +390,9 @@ def apply_mask(
     users, too. Raises as :func:`prune` does, BadFileError for another model's mask.
     """
     from paring.pruning import plan, run
+    from paring.pruning import request as asking
 
-    request = plan.Request(located(model), mask=os.fspath(mask), shard_size=shard_size)
+    request = asking.Request(located(model), mask=os.fspath(mask), shard_size=shard_size)
     planned = plan.plan_prune(request, output, overwrite=overwrite, threads=threads)
     with planned.checkpoint:
         return run.run(planned, dry_run=dry_run, memory=memory)

@@ -26,6 +26,7 @@ from paring.plan import plan_compress
 from paring.pruning import plan as pruning
 from paring.pruning import run as pruned
 from paring.pruning import stored
+from paring.pruning.request import inputs_of as inputs_to_prune
 from paring.report import Report
 from paring.shrinking.cuts import request_from
 from paring.shrinking.run import shrink
@@ -117,7 +118,7 @@ def _shrink(recipe: Mapping[str, Any], made: Path, output: Path, how: How) -> Re
 
 def _prune(recipe: Mapping[str, Any], made: Path, output: Path, how: How, device: str) -> Report:
     request = stored.request_of(recipe, str(made))
-    places = {name: str(_find(made, [Path(name)], name)) for name in pruning.inputs_of(request)}
+    places = {name: str(_find(made, [Path(name)], name)) for name in inputs_to_prune(request)}
     planned = pruning.plan_prune(
         request, output, overwrite=how.overwrite, threads=how.threads, device=device, places=places
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import struct
 import time
@@ -21,7 +19,7 @@ from paring.errors import OptionError
 from paring.kernels.pruning import Sums
 from paring.merging import record
 from paring.merging.models import SPAN
-from paring.merging.sources import state_of
+from paring.outputs import fingerprint, write_index
 from paring.pruning import masks
 from paring.pruning.allocating import BY_DATA
 from paring.pruning.deciding import decider, pieces_of
@@ -29,7 +27,7 @@ from paring.pruning.plan import PrunePlan
 from paring.pruning.reading import Piece, Reader
 from paring.pruning.statistics import Statistics, open_stats
 from paring.report import CarriedReport, ModuleReport, Pruning, peak_rss_bytes
-from paring.resumable import Staging, index_of, staged
+from paring.resumable import Staging, staged
 from paring.stream import in_order
 
 _log = logging.getLogger("paring")
@@ -49,7 +47,7 @@ def run(plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None) ->
     reader = Reader(plan.checkpoint, plan.targets, plan.threads)
     try:
         fit(plan, reader, memory)
-        name = fingerprint(plan)
+        name = _run_of(plan)
         mask = plan.mask if plan.mask is None or not masks.made_by(plan.mask, name) else None
         if mask is not None:
             atomic.refuse_existing(mask, plan.overwrite)
@@ -74,15 +72,14 @@ def run(plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None) ->
     return _report(plan, started, sums)
 
 
-def fingerprint(plan: PrunePlan) -> str:
+def _run_of(plan: PrunePlan) -> str:
     """What tells this run from others: recipe, device, mask; what there is to know of every input file."""
     told: list[Any] = [plan.recipe, plan.options, plan.method.name, plan.device, str(plan.mask)]
-    told += state_of(plan.checkpoint)
     for file in (plan.stats, None if plan.given is None else plan.given.path):
         if file is not None:
             status = file.stat()
             told.append([file.name, status.st_size, status.st_mtime_ns])
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    return fingerprint(told, [plan.checkpoint])
 
 
 def fit(plan: PrunePlan, reader: Reader, memory: int | None) -> None:
@@ -198,9 +195,7 @@ def _beside(plan: PrunePlan, staging: Staging, sums: Mapping[str, Sums]) -> None
     folder = staging.folder
     if plan.checkpoint.path.is_dir():
         record.copy_beside(plan.checkpoint.path, folder, None)
-    if len(plan.files) > 1:
-        index = json.dumps(index_of(plan.files), indent=2) + "\n"
-        (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+    write_index(plan.files, folder)
     total = sum(sums.values(), Sums())
     elements = sum(target.numel for target in plan.targets)
     facts = [
