@@ -111,11 +111,11 @@ def command(
     if as_json:
         common.print_json(report)
     elif not quiet:
-        _show(report, verbose)
+        show(report, verbose)
     return 0
 
 
-def _show(report: Pruning, verbose: bool) -> None:
+def show(report: Pruning, verbose: bool) -> None:
     out = common.console()
     verb = "would be pruned to" if report.dry_run else "pruned to"
     out.print(

@@ -23,12 +23,21 @@ from paring.budget import Budget
 from paring.errors import OptionError
 from paring.loading import PathLike, chosen, load, load_into, to_torch
 from paring.merging import verb
-from paring.merging.plan import SHARD_BYTES
 from paring.merging.planning import Request
 from paring.merging.single import How
 from paring.merging.weights import parse
+from paring.outputs import SHARD_BYTES
 from paring.plan import plan_compress, thread_count
-from paring.report import Conversion, Difference, Extraction, Inspection, Pruning, Report, Verification
+from paring.report import (
+    Conversion,
+    Difference,
+    Extraction,
+    Inspection,
+    Pruning,
+    Report,
+    Shrinking,
+    Verification,
+)
 
 if TYPE_CHECKING:
     from paring.evaluating import Evaluation
@@ -37,6 +46,7 @@ if TYPE_CHECKING:
     from paring.rerunning import Repeated
 
 __all__ = [
+    "apply_mask",
     "calibrate",
     "compress",
     "convert",
@@ -52,6 +62,7 @@ __all__ = [
     "prune",
     "rerun",
     "search",
+    "shrink",
     "to_torch",
     "verify",
 ]
@@ -195,6 +206,8 @@ def merge(
     rank: int | str | None = None,
     carried: str = "refuse",
     tokenizer: str | None = None,
+    keep_mask: str | None = None,
+    mask: PathLike | None = None,
     shard_size: int = SHARD_BYTES,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -211,8 +224,11 @@ def merge(
     are folded into a base. ``dtype`` (fp64, fp32, fp16, bf16) is that of the result, by default the base's or
     first model's. ``missing`` (refuse, copy) and ``carried`` (refuse, first, drop) say what becomes of
     tensors that not all models have, or that are no factors. ``tokenizer`` (base, union, or one of the
-    inputs) gives the result that vocabulary, and re-indexes embeddings by token. ``memory`` is in bytes,
-    half of what is free by default. ``options`` are those of ``method``.
+    inputs) gives the result that vocabulary, and re-indexes embeddings by token. ``keep_mask`` keeps the
+    zeros of the base: ``mask`` adds updates elsewhere only, ``scale`` multiplies by the product of one
+    ScaleLoRA adapter; the report is then a :class:`~paring.report.SparseMerge`. What ``mask`` does not keep
+    is set to zero. ``memory`` is in bytes, half of what is free by default. ``options`` are those of
+    ``method``.
 
     A run that was killed is taken up by the same call. Raises OptionError, UnsupportedError, BadFileError,
     BadValueError (NaN, infinity), OutputError.
@@ -221,7 +237,7 @@ def merge(
     request = Request(
         [os.fspath(model) for model in models], _text(base), _text(into), method, weights, (), float(scale),
         dtype,
-        missing, rank, carried, tokenizer, shard_size, options,
+        missing, rank, carried, tokenizer, shard_size, options, keep_mask=keep_mask, mask=_text(mask),
     )  # fmt: skip
     return verb.merge(
         request, output, overwrite=overwrite, dry_run=dry_run, threads=threads, memory=memory, device=device
@@ -253,7 +269,7 @@ def search(
 
     own = Request.__dataclass_fields__.keys() - {"models", "weights", "options"}
     fields: dict[str, Any] = {key: value for key, value in merging.items() if key in own}
-    fields |= {key: _text(fields[key]) for key in ("base", "into") if key in fields}
+    fields |= {key: _text(fields[key]) for key in ("base", "into", "mask") if key in fields}
     options = {key: value for key, value in merging.items() if key not in own}
     request = Request([os.fspath(model) for model in models], **fields, options=options)
     how = How(overwrite, False, threads, memory)
@@ -333,11 +349,34 @@ def prune(
 
     request = plan.Request(
         os.fspath(model), method, sparsity, keep, of, scope, allocate, lines, budgets, tuple(include),
-        tuple(exclude), tail, _text(stats), shard_size, options, refit, outliers, spread,
+        tuple(exclude), tail, _text(stats), None, shard_size, options, refit, outliers, spread,
     )  # fmt: skip
     planned = plan.plan_prune(
         request, output, save_mask=save_mask, overwrite=overwrite, threads=threads, device=device
     )
+    with planned.checkpoint:
+        return run.run(planned, dry_run=dry_run, memory=memory)
+
+
+def apply_mask(
+    mask: PathLike,
+    model: PathLike,
+    output: PathLike,
+    *,
+    shard_size: int = SHARD_BYTES,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+    memory: int | None = None,
+) -> Pruning:
+    """Set what ``mask`` does not keep to zero in ``model``, or in another of its names and shapes: a
+    fine-tune, a merge. What :mod:`paring.pruning.masking` does with masks beside that, it does for Python
+    users, too. Raises as :func:`prune` does, BadFileError for another model's mask.
+    """
+    from paring.pruning import plan, run
+
+    request = plan.Request(os.fspath(model), mask=os.fspath(mask), shard_size=shard_size)
+    planned = plan.plan_prune(request, output, overwrite=overwrite, threads=threads)
     with planned.checkpoint:
         return run.run(planned, dry_run=dry_run, memory=memory)
 
@@ -353,7 +392,7 @@ def rerun(
     memory: int | None = None,
     device: str = "auto",
 ) -> Repeated:
-    """Make ``made``, which ``merge`` or ``compress`` wrote, again as ``output``, from the recipe in it.
+    """Make ``made``, which ``merge``, ``prune`` or ``compress`` wrote, again as ``output``, from its recipe.
 
     Inputs are looked for under the names they had, from the current folder and then from the one ``made`` is
     in; ``source`` says where that of a packed file is. ``same`` in the report says whether all bytes of the
@@ -411,6 +450,46 @@ def extract(
     )
 
 
+def shrink(
+    model: PathLike,
+    output: PathLike,
+    *,
+    layers: float | None = None,
+    drop_layers: Sequence[int] = (),
+    layers_by: str = "even",
+    neurons: float | None = None,
+    heads: float | None = None,
+    kv_heads: float | None = None,
+    experts: float | None = None,
+    width: float | None = None,
+    fisher: PathLike | None = None,
+    shard_size: int = SHARD_BYTES,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+) -> Shrinking:
+    """Take whole parts out of ``model`` and write what is left to the folder ``output``, with its
+    configuration; layers are numbered anew. Counts are what stays: whole numbers, or shares below 1.
+
+    ``layers_by`` (even, score) says which layers stay of a count. ``neurons`` are of each feed-forward part
+    or expert, ``heads`` and ``kv_heads`` of each layer, ``width`` is the residual stream, of which one set of
+    entries stays everywhere. What stays is chosen by the weights, or by ``fisher``, a checkpoint of the same
+    names and shapes that scores every weight. That the result loads is checked before anything is written.
+
+    Raises OptionError, UnsupportedError, BadFileError, BadValueError (NaN, infinity), OutputError.
+    """
+    from paring.shrinking import run as shrinking
+    from paring.shrinking.cuts import Request as Cuts
+
+    asked = Cuts(
+        os.fspath(model), layers, tuple(drop_layers), layers_by, neurons, heads, kv_heads, experts, width,
+        _text(fisher),
+    )  # fmt: skip
+    return shrinking.shrink(
+        asked, Path(output), shard_size=shard_size, overwrite=overwrite, dry_run=dry_run, threads=threads
+    )
+
+
 def diff(
     models: Sequence[PathLike],
     *,
@@ -443,13 +522,27 @@ def inspect(path: PathLike, *, plot: PathLike | None = None, overwrite: bool = F
     return inspecting.inspect(Path(path), None if plot is None else Path(plot), overwrite)
 
 
-def verify(path: PathLike, source: PathLike | None = None, *, base: PathLike | None = None) -> Verification:
+def verify(
+    path: PathLike,
+    source: PathLike | None = None,
+    *,
+    base: PathLike | None = None,
+    sparsity: float | str | None = None,
+    keep: int | None = None,
+    of: int | None = None,
+) -> Verification:
     """Whether a file is sound, and with ``source`` whether it loses what it says; that of a full fine-tune
-    needs its ``base`` for that. Raises BadFileError, OptionError.
+    needs its ``base`` for that. With ``sparsity`` whether at least that share of what prune prunes is zero,
+    with ``keep`` and ``of`` whether groups of inputs hold no more. Raises BadFileError, OptionError.
     """
     from paring import inspecting
+    from paring.pruning import verifying
 
-    return inspecting.verify(Path(path), None if source is None else Path(source), _text(base))
+    wanted = verifying.wanted(sparsity, keep, of)
+    found = inspecting.verify(Path(path), None if source is None else Path(source), _text(base))
+    if wanted is not None:
+        verifying.verify(found, Path(path), *wanted)
+    return found
 
 
 def calibrate(

@@ -171,6 +171,61 @@ class Pruning(Report):
     mask: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retraining(Report):
+    """What retraining did. ``trained`` numbers of ``parameters`` were trained; ``losses`` are those of the
+    steps, ``block_errors`` relative errors before and after reconstruction; ``sparsity`` is that of the
+    pruned tensors as written, ``pruned`` the entries that were kept at zero.
+    """
+
+    parameters: int | None = None
+    trained: int | None = None
+    tokens: int | None = None
+    losses: list[float] | None = None
+    block_errors: list[tuple[float, float]] | None = None
+    gaps: dict[str, float] | None = None
+    sparsity: float | None = None
+    pruned: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeptReport:
+    """A tensor merged with its zeros kept: its sparsity, the share ``||(1 - M) D|| / ||D||`` of the update
+    that was discarded for them, how many entries were to change, and how many rounding left as they were.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sparsity: float
+    discarded: float
+    updates: int
+    updates_lost: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparseMerge(Report):
+    """What ``merge --keep-mask`` made: :class:`KeptReport` by tensor, and the same of all together."""
+
+    kept: list[KeptReport]
+    sparsity: float
+    discarded: float
+    updates: int
+    updates_lost: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shrinking(Report):
+    """What ``shrink`` made: sizes ``before`` and ``after`` (layers, hidden, heads, ...), ``elements`` of the
+    source and ``elements_left``; ``checked`` says whether transformers has tried to load it.
+    """
+
+    before: dict[str, int]
+    after: dict[str, int]
+    elements: int
+    elements_left: int
+    checked: bool
+
+
 @dataclass(frozen=True, slots=True)
 class ScaleReport:
     """Modules of one scale: its value, where it came from, how the result has it, and how many they are."""

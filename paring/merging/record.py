@@ -9,6 +9,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from paring.bitmasks import cleaned
+
 #: the files of a tokenizer
 TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken",
@@ -28,6 +30,15 @@ def metadata(donor: Mapping[str, str], recipe: Mapping[str, Any]) -> dict[str, s
     return {"format": "pt", **told, RECIPE: json.dumps(recipe, sort_keys=True, ensure_ascii=False)}
 
 
+def beside(folder: Path) -> list[Path]:
+    """What lies in the checkpoint folder ``folder`` and goes with its configuration, by name."""
+    return [
+        found
+        for found in sorted(folder.iterdir())
+        if any(fnmatchcase(found.name, pattern) for pattern in BESIDE)
+    ]
+
+
 def copy_beside(
     donor: Path, folder: Path, dtype: str | None, changes: Mapping[str, Any] | None = None
 ) -> list[str]:
@@ -36,16 +47,18 @@ def copy_beside(
     With ``dtype`` (``bfloat16``) the configuration says so; ``changes`` are made in it, mappings key by key.
     """
     names = []
-    for found in sorted(donor.iterdir()):
-        if any(fnmatchcase(found.name, pattern) for pattern in BESIDE):
-            if found.is_dir():
-                shutil.copytree(found, folder / found.name, dirs_exist_ok=True)  # a run taken up again
-            else:
-                shutil.copyfile(found, folder / found.name)
-            names.append(found.name)
+    for found in beside(donor):
+        if found.is_dir():
+            shutil.copytree(found, folder / found.name, dirs_exist_ok=True)  # a run taken up again
+        else:
+            shutil.copyfile(found, folder / found.name)
+        names.append(found.name)
     config = folder / "config.json"
-    if (dtype or changes) and config.exists():
-        told = json.loads(config.read_text(encoding="utf-8"))
+    if config.exists():
+        before = json.loads(config.read_text(encoding="utf-8"))
+        told = cleaned(before)
+        if told == before and not dtype and not changes:
+            return names
         if dtype:
             told.pop("torch_dtype", None)
             told["dtype"] = dtype
@@ -67,7 +80,7 @@ def replaceable(output: Path, single: bool) -> list[str] | None:
 def card(recipe: Mapping[str, Any], library: str, facts: Sequence[str]) -> str:
     """A model card in the Hub's form, of what a command's recipe made."""
     command = str(recipe.get("command", "merge"))
-    verb = {"merge": "Merged", "prune": "Pruned"}.get(command, command)
+    verb = {"merge": "Merged", "prune": "Pruned", "shrink": "Shrunk"}.get(command, command)
     models = [str(model) for model in recipe.get("models", [recipe.get("model", "")])]
     base = recipe.get("base") or recipe.get("into")
     listed = [Path(str(name)).name for name in ([base] if base else []) + models]
@@ -81,7 +94,7 @@ def card(recipe: Mapping[str, Any], library: str, facts: Sequence[str]) -> str:
             "---",
             f"# {' + '.join(Path(model).name for model in models)}",
             "",
-            f"{verb} by paring, method `{recipe.get('method')}`.",
+            f"{verb} by paring" + (f", method `{recipe['method']}`." if "method" in recipe else "."),
             "",
             "Made of: " + ", ".join(f"`{name}`" for name in listed) + ".",
             "",

@@ -14,11 +14,12 @@ from paring import adapters, atomic, registry
 from paring.checkpoint import Checkpoint
 from paring.devices import pick
 from paring.errors import BadFileError, OptionError, OutputError, UnsupportedError
-from paring.merging.plan import SHARD_BYTES
 from paring.merging.record import metadata
+from paring.outputs import SHARD_BYTES
 from paring.packed import Packed, open_source
 from paring.plan import refuse_sealed, thread_count
 from paring.pruning import allocating, budgets, outliers, sparsity
+from paring.pruning.masks import MaskFile, of_mask, open_mask
 from paring.pruning.matrix import Budget
 from paring.pruning.reading import matrices
 from paring.pruning.statistics import open_stats
@@ -51,6 +52,7 @@ class Request:
     exclude: Sequence[str] = ()
     tail: str = "error"
     stats: str | None = None
+    mask: str | None = None
     shard_size: int = SHARD_BYTES
     options: Mapping[str, Any] | None = None
     refit: bool = False
@@ -91,6 +93,8 @@ class PrunePlan:
     recipe: dict[str, Any]
     mask: Path | None = None
     stats: Path | None = None
+    #: a mask that says all that stays
+    given: MaskFile | None = None
     #: names of tensors that ``--budget`` is for
     fixed: frozenset[str] = frozenset()
     warnings: list[str] = field(default_factory=list)
@@ -99,7 +103,7 @@ class PrunePlan:
     def by_bits(self) -> bool:
         """Whether magnitudes are cut as they are stored, without scores."""
         request = self.request
-        return (
+        return self.given is None and (
             BY_MAGNITUDE in self.method.invariants and request.lines is None and not request.refit
             and all(not b.row and b.of is None for b in self.budgets.values()) and request.scope != "row"
         )  # fmt: skip
@@ -125,17 +129,23 @@ def plan_prune(
     Raises OptionError, UnsupportedError, BadFileError, OutputError.
     """
     method, options, share = check(request)
-    request = replace(request, options=options, scope=request.scope or _scope(request, method))
+    if request.mask is None:
+        request = replace(request, options=options, scope=request.scope or _scope(request, method))
     device = pick(device)
     if device != "cpu" and not method.torch:
         raise UnsupportedError(f"--device {device}: {method.name} runs on the CPU only; leave --device out")
     found = {name: (places or {}).get(name, name) for name in inputs_of(request)}
     checkpoint = open_dense(found[request.model])
     config = checkpoint.config("config.json") or {}
-    targets, left = sort(checkpoint, config, request.include, request.exclude)
+    given = None
+    if request.mask is not None:
+        given = open_mask(found[request.mask])
+        targets, left = of_mask(given, checkpoint)
+    else:
+        targets, left = sort(checkpoint, config, request.include, request.exclude)
     if not targets:
         raise UnsupportedError(f"{checkpoint.path} holds nothing that is pruned by default: see --include")
-    given, fixed, warnings = budgets.of_targets(request, targets, share)
+    allotted, fixed, warnings = budgets.of_targets(request, targets, share)
     _refuse_unturned(request, method, targets)
     target = Path(output)
     single = target.suffix == ".safetensors"
@@ -145,7 +155,7 @@ def plan_prune(
     if stats is not None and not stats.is_file():
         raise BadFileError(f"--stats {stats}: there is no such file; `paring calibrate` makes one")
     if stats is not None:
-        warnings += _measured(stats, request, method, targets, given)
+        warnings += _measured(stats, request, method, targets, allotted)
     limit = 1 << 62 if single else request.shard_size
     recipe = request.recipe()
     layout = [(info.name, info.dtype, info.shape) for info in checkpoint.tensors.values()]
@@ -153,8 +163,8 @@ def plan_prune(
     if not target.with_name(f".{target.name}.resume").exists():  # which has taken its room
         atomic.check_room(target, sum(shard.nbytes for shard in files))
     return PrunePlan(
-        method, options, request, checkpoint, share, targets, left, given, target, single, files, overwrite,
-        thread_count(threads), device, recipe, mask, stats, fixed, warnings,
+        method, options, request, checkpoint, share, targets, left, allotted, target, single, files,
+        overwrite, thread_count(threads), device, recipe, mask, stats, given, fixed, warnings,
     )  # fmt: skip
 
 
@@ -170,6 +180,10 @@ def check(request: Request) -> tuple[Method, dict[str, Any], Fraction | None]:
             names = ", ".join(name for name in allowed if name)
             raise OptionError(f"--{option} {value}: expected {names}")
     allocating.named(request.allocate)
+    if request.mask is not None:
+        if request != Request(request.model, mask=request.mask, shard_size=request.shard_size):
+            raise OptionError(f"{request.mask} says all that stays: leave out what else would say it")
+        return method, options, None
     grouped = request.keep is not None or request.of is not None
     if grouped and (request.keep is None or request.of is None):
         raise OptionError("--keep and --of go together, as in --keep 2 --of 4")
@@ -234,7 +248,7 @@ def _measured(
 
 def inputs_of(request: Request) -> list[str]:
     """Every input by the name that the request has for it."""
-    return [name for name in (request.model, request.stats) if name is not None]
+    return [name for name in (request.model, request.stats, request.mask) if name is not None]
 
 
 def open_dense(path: str | os.PathLike[str]) -> Checkpoint:
