@@ -9,6 +9,7 @@ fails loudly when it changes.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import struct
 import threading
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ from pathlib import Path
 
 _RECORD = 48  # bytes of every record of a shard
 _VERIFIED, _EXTENDED = 1 << 31, 1 << 30  # flags of a file: records of checks follow, and one of its SHA-256
+
+
+_NUMBERS = itertools.count()  # no two commits are the same, as no two moments are
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class Repo:
         """A new commit on a branch, of these files and no others."""
         parent = self.branches.get(branch)
         listed = sorted((path, file.sha256) for path, file in files.items())
-        told = repr((parent, title, author, listed, len(self.commits)))
+        told = repr((parent, title, author, listed, next(_NUMBERS)))
         made = Commit(hashlib.sha1(told.encode()).hexdigest(), parent, title, author, files)
         self.commits[made.sha] = made
         self.branches[branch] = made.sha

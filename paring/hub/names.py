@@ -21,7 +21,7 @@ _PLAIN = re.compile(rf"(?P<repo>{_REPO}/{_REPO})(?:@(?P<revision>[^:#]+))?(?::(?
 #: revisions with slashes that a slash behind does not end
 _SPECIAL = r"refs/[a-z]+/[^/:]+|[^/:]+"
 _INSISTED = re.compile(
-    rf"(?P<repo>{_REPO}/{_REPO}|{_REPO})(?:@(?:(?P<revision>{_SPECIAL})|(?P<long>[^:]+)(?=:)))?"
+    rf"(?P<repo>{_REPO}/{_REPO}|{_REPO})(?:@(?:(?P<long>[^:]+)(?=:)|(?P<revision>{_SPECIAL})))?"
     r"(?:[/:](?P<inside>.+))?"
 )
 _FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".yaml", ".yml", ".json", ".git")

@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from paring import describing
+from paring import atomic, describing
 from paring.dtypes import TORCH, Stored, itemsize, numel
 from paring.errors import UnsupportedError
 from paring.merging import record, tasks
@@ -52,6 +52,9 @@ def run(
     started = time.perf_counter()
     if dry_run:
         return _report(plan, started, {}, device, dry_run=True)
+    if not plan.single:  # what writing would refuse, before anything is read or downloaded
+        own = record.replaceable(plan.output, plan.single)
+        atomic.refuse_folder(atomic.target_of(plan.output), plan.overwrite, own)
     for model in plan.models:
         if model is not None:
             model.checkpoint.fetch()
