@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -101,7 +100,9 @@ def command(
     from paring import api
     from paring.merging import weights as parsing
 
-    click.get_current_context().call_on_close(lambda: _tell_of_rest(output))
+    click.get_current_context().call_on_close(
+        lambda: common.tell_of_rest(output, ("resume", "stages", "search"))
+    )
     space = {name: given.pop(name) for name in _SPACE}
     if score is not None:
         return _search(models, output, score, space, weights, as_json, quiet, verbose, given)
@@ -120,14 +121,6 @@ def command(
     elif not quiet:
         _show(report, verbose)
     return 0
-
-
-def _tell_of_rest(output: str) -> None:
-    """After Ctrl-C: what is there stays for the same command."""
-    target = Path(output).absolute()
-    kept = [target.with_name(f".{target.name}.{kind}") for kind in ("resume", "stages", "search")]
-    if isinstance(sys.exc_info()[1], KeyboardInterrupt) and (there := [p for p in kept if p.exists()]):
-        click.echo(f"what is done is kept in {there[0]}: the same command goes on from there", err=True)
 
 
 def _search(

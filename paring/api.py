@@ -12,7 +12,7 @@ All errors raised on purpose are :class:`paring.errors.ParingError`. Nothing her
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from paring.merging.planning import Request
 from paring.merging.single import How
 from paring.merging.weights import parse
 from paring.plan import plan_compress, thread_count
-from paring.report import Conversion, Difference, Extraction, Inspection, Report, Verification
+from paring.report import Conversion, Difference, Extraction, Inspection, Pruning, Report, Verification
 
 if TYPE_CHECKING:
     from paring.merging.search import Found, Space
@@ -45,6 +45,7 @@ __all__ = [
     "load_into",
     "merge",
     "merge_recipe",
+    "prune",
     "rerun",
     "search",
     "to_torch",
@@ -278,6 +279,58 @@ def merge_recipe(
         device=device,
     )  # fmt: skip
     return replace(report, warnings=[*found.notes, *report.warnings])
+
+
+def prune(
+    model: PathLike,
+    output: PathLike,
+    *,
+    method: str = "magnitude",
+    sparsity: float | str | None = None,
+    keep: int | None = None,
+    of: int | None = None,
+    scope: str = "tensor",
+    allocate: str = "uniform",
+    lines: str | None = None,
+    budgets: Mapping[str, float | str] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    tail: str = "error",
+    stats: PathLike | None = None,
+    save_mask: PathLike | None = None,
+    shard_size: int = SHARD_BYTES,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+    memory: int | None = None,
+    device: str = "auto",
+    **options: Any,
+) -> Pruning:
+    """Set the least entries of a checkpoint to zero: ``sparsity`` of them (a decimal, taken as typed), or all
+    but ``keep`` of every ``of`` neighbours along the inputs.
+
+    ``scope`` is what shares one threshold: tensor (each matrix), row (each output) or global (the model).
+    ``allocate`` shares a sparsity out over matrices: uniform, erk or lamp. ``lines`` (outputs, inputs) prunes
+    whole ones by their norms. ``budgets`` gives tensors that fit a pattern a sparsity, ``"2:4"`` or
+    ``"dense"`` of their own. ``include`` and ``exclude`` are patterns over names; by default embeddings,
+    heads, norms, biases and routers are left alone. ``tail`` (error, dense) says what becomes of inputs that
+    ``of`` does not divide. ``stats`` is a file of ``calibrate``, ``save_mask`` a mask to write. ``options``
+    are those of ``method``.
+
+    A run that was killed is taken up by the same call. Raises OptionError, UnsupportedError, BadFileError,
+    BadValueError (NaN, infinity), OutputError.
+    """
+    from paring.pruning import plan, run
+
+    request = plan.Request(
+        os.fspath(model), method, sparsity, keep, of, scope, allocate, lines, budgets, tuple(include),
+        tuple(exclude), tail, _text(stats), shard_size, options,
+    )  # fmt: skip
+    planned = plan.plan_prune(
+        request, output, save_mask=save_mask, overwrite=overwrite, threads=threads, device=device
+    )
+    with planned.checkpoint:
+        return run.run(planned, dry_run=dry_run, memory=memory)
 
 
 def rerun(

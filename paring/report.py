@@ -10,7 +10,8 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ModuleReport:
-    """One module: shape ``(out, in)``; density, coded bits a parameter, relative error where they apply."""
+    """One module: shape ``(out, in)``; density, zeros, coded bits a parameter, relative error where they
+    apply."""
 
     name: str
     shape: tuple[int, int]
@@ -20,6 +21,7 @@ class ModuleReport:
     error: float | None = None
     scale: float | None = None
     scale_source: str | None = None
+    zeros: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,21 @@ class Retraining(Report):
     gaps: dict[str, float] | None = None
     sparsity: float | None = None
     pruned: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruning(Report):
+    """What ``prune`` made. Counts are over the tensors that were pruned: their ``elements``, how many were
+    zero before and are ``zeros`` now, how many the mask keeps. ``pattern`` says what groups keep.
+    """
+
+    elements: int
+    kept: int | None = None
+    zeros: int | None = None
+    zeros_before: int | None = None
+    sparsity: float | None = None
+    pattern: str | None = None
+    mask: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

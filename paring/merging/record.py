@@ -55,9 +55,20 @@ def copy_beside(
     return names
 
 
+def replaceable(output: Path, single: bool) -> list[str] | None:
+    """What a folder may hold to be replaced: a result's own files, of whatever number of shards."""
+    if single or not output.is_dir():
+        return None
+    ours = (*BESIDE, "model*.safetensors", "model.safetensors.index.json", "README.md")
+    found = (path for path in output.iterdir() if any(fnmatchcase(path.name, some) for some in ours))
+    return [path.name + "/" * path.is_dir() for path in found]
+
+
 def card(recipe: Mapping[str, Any], library: str, facts: Sequence[str]) -> str:
-    """A model card in the Hub's form."""
-    models = [str(model) for model in recipe.get("models", ())]
+    """A model card in the Hub's form, of what a command's recipe made."""
+    command = str(recipe.get("command", "merge"))
+    verb = {"merge": "Merged", "prune": "Pruned"}.get(command, command)
+    models = [str(model) for model in recipe.get("models", [recipe.get("model", "")])]
     base = recipe.get("base") or recipe.get("into")
     listed = [Path(str(name)).name for name in ([base] if base else []) + models]
     return "\n".join(
@@ -65,12 +76,12 @@ def card(recipe: Mapping[str, Any], library: str, facts: Sequence[str]) -> str:
             "---",
             f"library_name: {library}",
             "tags:",
-            "- merge",
+            f"- {command}",
             "- paring",
             "---",
             f"# {' + '.join(Path(model).name for model in models)}",
             "",
-            f"Merged by paring, method `{recipe.get('method')}`.",
+            f"{verb} by paring, method `{recipe.get('method')}`.",
             "",
             "Made of: " + ", ".join(f"`{name}`" for name in listed) + ".",
             "",

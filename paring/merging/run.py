@@ -8,7 +8,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +20,7 @@ from paring.merging import record, tasks
 from paring.merging.models import Mix, Models, Result
 from paring.merging.modules import turned, weight_names
 from paring.merging.plan import Copied, MergePlan
-from paring.merging.sources import Entry, Source, Updates, Weights
+from paring.merging.sources import Entry, Source, Updates, Weights, state_of
 from paring.merging.tasks import Tasks, TaskUpdates, packs
 from paring.merging.vocabularies import files as vocabulary_files
 from paring.merging.writing import Writer
@@ -61,7 +60,7 @@ def run(
             fingerprint(plan, device),
             single=plan.single,
             overwrite=plan.overwrite,
-            replaceable=_replaceable(plan),
+            replaceable=record.replaceable(plan.output, plan.single),
             threads=plan.threads,
         ) as staging:
             if staging.done:
@@ -114,22 +113,8 @@ def fingerprint(plan: MergePlan, device: str) -> str:
     if plan.vocabulary is not None:
         told.append(plan.vocabulary.digest())
     for model in plan.models:
-        for file in model.checkpoint.inputs if model is not None else ():
-            status = file.stat()
-            told.append([file.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino])
-        if model is not None:
-            tensors = model.checkpoint.tensors.values()
-            told.append([[info.name, info.dtype, info.shape, info.start] for info in tensors])
+        told += state_of(model.checkpoint) if model is not None else ()
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _replaceable(plan: MergePlan) -> list[str] | None:
-    """What a folder may hold to be replaced: a merge's own files, of whatever number of shards."""
-    if plan.single or not plan.output.is_dir():
-        return None
-    ours = (*record.BESIDE, "model*.safetensors", "model.safetensors.index.json", "README.md")
-    found = (path for path in plan.output.iterdir() if any(fnmatchcase(path.name, some) for some in ours))
-    return [path.name + "/" * path.is_dir() for path in found]
 
 
 def _copied(copy: Copied, sources: Sequence[Source | None]) -> npt.NDArray[Any]:
