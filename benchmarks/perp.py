@@ -116,7 +116,7 @@ def corpora() -> dict[str, Path]:
 
 def pruned_folder(kind: str) -> Path:
     """SmolLM2 with every matrix of its blocks pruned by magnitude, exactly as much as ``kind`` says."""
-    dense = smollm.model_folder()
+    dense = smollm.model()
     home = data_root() / "perp" / f"pruned-{kind.replace(':', 'of').replace('%', '')}"
     if home.is_dir():
         return home
@@ -179,7 +179,7 @@ def run(row: Row, quick: bool, part: str, windows: int) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(thread_count(None))
     data = corpora()["train"]
-    folder = smollm.model_folder() if row.pruned is None else pruned_folder(row.pruned)
+    folder = smollm.model() if row.pruned is None else pruned_folder(row.pruned)
     options = dict(row.options)
     if quick:
         options |= {name: 2 for name in ("steps", "reconstruct") if name in options}
@@ -191,7 +191,7 @@ def run(row: Row, quick: bool, part: str, windows: int) -> dict[str, Any]:
             started = time.perf_counter()
             report = retrain(
                 folder, Path(scratch, "out"), data=data, recipe=row.recipe, options=options,
-                dense=smollm.model_folder(), length=LENGTH, pattern=(2, 4) if row.pruned == "2:4" else None,
+                dense=smollm.model(), length=LENGTH, pattern=(2, 4) if row.pruned == "2:4" else None,
                 device=device, threads=thread_count(None),
             )  # fmt: skip
             folder = Path(scratch, "out")

@@ -31,11 +31,11 @@ _DEFAULT = "magnitude"
 @click.option("--of", type=int, metavar="M", help="The M of --keep.")
 @click.option("--pattern", metavar="N:M", help="The same as --keep N --of M.")
 @click.option(
-    "--scope", default="tensor", show_default=True, metavar="tensor|row|global",
-    help="What shares a threshold: each matrix, each output's row, the whole model.",
+    "--scope", metavar="tensor|row|global",
+    help="What shares a threshold: each matrix, each output's row, the whole model.  [default: the method's]",
 )  # fmt: skip
 @click.option(
-    "--allocate", default="uniform", show_default=True, metavar="uniform|erk|lamp",
+    "--allocate", default="uniform", show_default=True, metavar="uniform|erk|lamp|owl",
     help="How a sparsity is shared out over matrices.",
 )  # fmt: skip
 @click.option(
@@ -56,6 +56,11 @@ _DEFAULT = "magnitude"
     help="Inputs left over where M does not divide them.",
 )  # fmt: skip
 @click.option("--stats", metavar="FILE", help="Calibration statistics, which `paring calibrate` makes.")
+@click.option("--refit", is_flag=True, help="Give what stays its best values, by --stats with products.")
+@click.option(
+    "--outliers", type=float, default=5.0, show_default=True, metavar="M", help="Of --allocate owl."
+)
+@click.option("--spread", type=float, default=0.08, show_default=True, metavar="L", help="Of --allocate owl.")
 @click.option("--save-mask", metavar="FILE", help="Write what stays as a mask (`paring mask`).")
 @click.option(
     "--shard-size", type=common.Bytes(), default="5GB", show_default=True, metavar="SIZE",
@@ -89,6 +94,7 @@ def command(
     \b
     prune model/ --sparsity .5 -o sparse/
     prune model/ --keep 2 --of 4 --method wanda --stats stats.safetensors -o sparse/
+    prune model/ --sparsity .5 --refit --stats stats.safetensors -o sparse/
     """
     from paring import api
     from paring.pruning import budgets as allotted

@@ -31,14 +31,18 @@ from paring.plan import plan_compress, thread_count
 from paring.report import Conversion, Difference, Extraction, Inspection, Pruning, Report, Verification
 
 if TYPE_CHECKING:
+    from paring.evaluating import Evaluation
     from paring.merging.search import Found, Space
+    from paring.pruning.calibration import Calibration
     from paring.rerunning import Repeated
 
 __all__ = [
+    "calibrate",
     "compress",
     "convert",
     "decompress",
     "diff",
+    "evaluate",
     "extract",
     "inspect",
     "load",
@@ -289,7 +293,7 @@ def prune(
     sparsity: float | str | None = None,
     keep: int | None = None,
     of: int | None = None,
-    scope: str = "tensor",
+    scope: str | None = None,
     allocate: str = "uniform",
     lines: str | None = None,
     budgets: Mapping[str, float | str] | None = None,
@@ -297,6 +301,9 @@ def prune(
     exclude: Sequence[str] = (),
     tail: str = "error",
     stats: PathLike | None = None,
+    refit: bool = False,
+    outliers: float = 5.0,
+    spread: float = 0.08,
     save_mask: PathLike | None = None,
     shard_size: int = SHARD_BYTES,
     overwrite: bool = False,
@@ -309,13 +316,15 @@ def prune(
     """Set the least entries of a checkpoint to zero: ``sparsity`` of them (a decimal, taken as typed), or all
     but ``keep`` of every ``of`` neighbours along the inputs.
 
-    ``scope`` is what shares one threshold: tensor (each matrix), row (each output) or global (the model).
-    ``allocate`` shares a sparsity out over matrices: uniform, erk or lamp. ``lines`` (outputs, inputs) prunes
-    whole ones by their norms. ``budgets`` gives tensors that fit a pattern a sparsity, ``"2:4"`` or
-    ``"dense"`` of their own. ``include`` and ``exclude`` are patterns over names; by default embeddings,
-    heads, norms, biases and routers are left alone. ``tail`` (error, dense) says what becomes of inputs that
-    ``of`` does not divide. ``stats`` is a file of ``calibrate``, ``save_mask`` a mask to write. ``options``
-    are those of ``method``.
+    ``scope`` is what shares one threshold: tensor (each matrix), row (each output) or global (the model); by
+    default tensor, or row as Wanda is published. ``allocate`` shares a sparsity out over matrices: uniform,
+    erk, lamp, or owl (by how many scores are ``outliers`` times their block's mean, within ``spread``).
+    ``lines`` (outputs, inputs) prunes whole ones by their norms. ``budgets`` gives tensors that fit a pattern
+    a sparsity, ``"2:4"`` or ``"dense"`` of their own. ``include`` and ``exclude`` are patterns over names; by
+    default embeddings, heads, norms, biases and routers are left alone. ``tail`` (error, dense) says what
+    becomes of inputs that ``of`` does not divide. ``stats`` is a file of ``calibrate``, from which ``refit``
+    gives what stays its best values, whatever chose it. ``save_mask`` is a mask to write. ``options`` are
+    those of ``method``.
 
     A run that was killed is taken up by the same call. Raises OptionError, UnsupportedError, BadFileError,
     BadValueError (NaN, infinity), OutputError.
@@ -324,7 +333,7 @@ def prune(
 
     request = plan.Request(
         os.fspath(model), method, sparsity, keep, of, scope, allocate, lines, budgets, tuple(include),
-        tuple(exclude), tail, _text(stats), shard_size, options,
+        tuple(exclude), tail, _text(stats), shard_size, options, refit, outliers, spread,
     )  # fmt: skip
     planned = plan.plan_prune(
         request, output, save_mask=save_mask, overwrite=overwrite, threads=threads, device=device
@@ -441,3 +450,77 @@ def verify(path: PathLike, source: PathLike | None = None, *, base: PathLike | N
     from paring import inspecting
 
     return inspecting.verify(Path(path), None if source is None else Path(source), _text(base))
+
+
+def calibrate(
+    model: PathLike,
+    data: PathLike,
+    output: PathLike,
+    *,
+    gram: bool = False,
+    samples: int = 128,
+    window: int | None = None,
+    sequential: bool = False,
+    method: str = "wanda",
+    sparsity: str | float | None = None,
+    keep: int | None = None,
+    of: int | None = None,
+    dtype: str = "fp32",
+    device: str = "auto",
+    threads: int | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    **options: Any,
+) -> Calibration:
+    """Measure what the matrices of the model in the folder ``model`` are given on the text file ``data``, for
+    methods that ask for it; the file ``output`` is specified in docs/format.md, *Statistics*.
+
+    ``samples`` windows of ``window`` tokens (2048, or what the model allows), evenly spaced over the text,
+    are run. ``gram`` also measures products of inputs. With ``sequential`` each block is measured behind
+    blocks that are pruned already, by ``method`` with its ``options``, to ``sparsity`` or to ``keep`` of each
+    ``of``. The model is run by transformers in ``dtype`` (fp32, bf16, fp16).
+
+    Raises UnsupportedError without transformers (``pip install 'paring[retrain]'``) and for models that are
+    no stack of blocks, OptionError, BadFileError, BadValueError (NaN, infinity), OutputError.
+    """
+    from paring.pruning import calibration
+
+    how = calibration.pruning(
+        sequential, gram=gram, method=method, sparsity=sparsity, keep=keep, of=of, options=options
+    )
+    return calibration.calibrate(
+        model, data, output, gram=gram, samples=samples, window=window, how=how, dtype=dtype, device=device,
+        threads=threads, overwrite=overwrite, dry_run=dry_run,
+    )  # fmt: skip
+
+
+def evaluate(
+    model: PathLike,
+    data: PathLike,
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    samples: int | None = None,
+    dtype: str = "fp32",
+    device: str = "auto",
+    threads: int | None = None,
+) -> Evaluation:
+    """The perplexity of the causal language model in the folder ``model`` on the text file ``data``.
+
+    The text is read by windows of ``window`` tokens (2048, or what the model allows), one every ``stride``
+    tokens (a window by default), of which the last ``stride`` are predicted; ``samples`` of them, evenly
+    spaced, stand for all. Raises UnsupportedError without transformers and for other models, OptionError,
+    BadFileError, BadValueError.
+    """
+    from paring import evaluating
+
+    return evaluating.evaluate(
+        model,
+        data,
+        window=window,
+        stride=stride,
+        samples=samples,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+    )

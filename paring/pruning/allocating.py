@@ -16,7 +16,9 @@ import numpy.typing as npt
 from paring.errors import OptionError
 from paring.pruning import sparsity as counting
 
-Allocator = Literal["uniform", "erk", "lamp"]
+Allocator = Literal["uniform", "erk", "lamp", "owl"]
+#: those that look at weights, so that budgets are known when the work begins
+BY_DATA = ("lamp", "owl")
 Shapes = Mapping[str, tuple[int, int]]
 F32 = npt.NDArray[np.float32]
 

@@ -35,7 +35,7 @@ def of_targets(
     own = _given(request, targets)
     rest = [target for target in targets if target.name not in own]
     kept: Mapping[str, int] = {}
-    if share is not None and request.scope != "global" and request.allocate != "lamp":
+    if share is not None and request.scope != "global" and request.allocate not in allocating.BY_DATA:
         kept = (allocating.erk if request.allocate == "erk" else allocating.uniform)(shapes(rest), share)
     common: Wanted = "dense" if request.keep is None or request.of is None else (request.keep, request.of)
     found: dict[str, Budget] = {}

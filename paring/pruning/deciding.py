@@ -9,12 +9,13 @@ import numpy as np
 
 from paring.kernels import pruning as kernels
 from paring.kernels.pruning import Bits, Sums
-from paring.pruning import allocating, sparsity
+from paring.pruning import allocating, owl, sparsity
 from paring.pruning.cutting import Cut, Pool, cuts, cuts_of
 from paring.pruning.matrix import Budget, Mask
 from paring.pruning.plan import PrunePlan
 from paring.pruning.reading import F32, Piece, Reader, keyed, slabs, spans
-from paring.pruning.scoring import Scorer, Statistics, above, by_slabs
+from paring.pruning.scoring import Scorer, above, by_slabs
+from paring.pruning.statistics import Statistics
 
 #: fills ``out`` from a piece's ``bits``; the mask, where one is asked for, and what was done
 Work = Callable[[Piece, Bits, Bits], tuple[Mask | None, Sums]]
@@ -35,12 +36,14 @@ def decider(
     budgets = plan.budgets
     if plan.request.allocate == "lamp":
         budgets = {**budgets, **_lamp(plan, reader)}
+    if plan.request.allocate == "owl":
+        budgets = {**budgets, **owl.budgets(plan, reader, stats)}
     if plan.by_bits:
         return _by_bits(plan, reader, budgets, todo, masked)
     scorer = Scorer(plan, reader, stats, budgets)
     if plan.request.scope == "global":
         return _by_scores(plan, reader, scorer)
-    if plan.method.unit == "tensor":
+    if plan.method.unit == "tensor" or plan.request.refit:
         return Decider(lambda index: pieces_of(plan, index), scorer.changed)
 
     def work(piece: Piece, bits: Bits, out: Bits) -> tuple[Mask, Sums]:

@@ -18,8 +18,10 @@ from paring.merging.plan import SHARD_BYTES
 from paring.merging.record import metadata
 from paring.packed import Packed, open_source
 from paring.plan import refuse_sealed, thread_count
-from paring.pruning import allocating, budgets, sparsity
+from paring.pruning import allocating, budgets, outliers, sparsity
 from paring.pruning.matrix import Budget
+from paring.pruning.reading import matrices
+from paring.pruning.statistics import open_stats
 from paring.pruning.tensors import Left, Target, sort
 from paring.registry import Method
 from paring.resumable import Shard, shards
@@ -41,7 +43,7 @@ class Request:
     sparsity: str | float | None = None
     keep: int | None = None
     of: int | None = None
-    scope: str = "tensor"
+    scope: str | None = None
     allocate: str = "uniform"
     lines: str | None = None
     budgets: Mapping[str, Any] | None = None
@@ -51,6 +53,9 @@ class Request:
     stats: str | None = None
     shard_size: int = SHARD_BYTES
     options: Mapping[str, Any] | None = None
+    refit: bool = False
+    outliers: float = 5.0
+    spread: float = 0.08
 
     def recipe(self) -> dict[str, Any]:
         """As JSON; what was left out is left out."""
@@ -58,7 +63,9 @@ class Request:
         found["options"] = dict(self.options or {})
         if self.sparsity is not None:
             found["sparsity"] = sparsity.decimal(sparsity.fraction(self.sparsity))
-        given = {key: value for key, value in found.items() if value not in (None, (), [], {})}
+        if self.allocate != "owl":
+            del found["outliers"], found["spread"]
+        given = {key: value for key, value in found.items() if value not in (None, False, (), [], {})}
         return {"paring": paring.__version__, "command": "prune", **given}
 
 
@@ -93,7 +100,7 @@ class PrunePlan:
         """Whether magnitudes are cut as they are stored, without scores."""
         request = self.request
         return (
-            BY_MAGNITUDE in self.method.invariants and request.lines is None
+            BY_MAGNITUDE in self.method.invariants and request.lines is None and not request.refit
             and all(not b.row and b.of is None for b in self.budgets.values()) and request.scope != "row"
         )  # fmt: skip
 
@@ -118,7 +125,7 @@ def plan_prune(
     Raises OptionError, UnsupportedError, BadFileError, OutputError.
     """
     method, options, share = check(request)
-    request = replace(request, options=options)
+    request = replace(request, options=options, scope=request.scope or _scope(request, method))
     device = pick(device)
     if device != "cpu" and not method.torch:
         raise UnsupportedError(f"--device {device}: {method.name} runs on the CPU only; leave --device out")
@@ -137,6 +144,8 @@ def plan_prune(
     stats = None if request.stats is None else Path(found[request.stats])
     if stats is not None and not stats.is_file():
         raise BadFileError(f"--stats {stats}: there is no such file; `paring calibrate` makes one")
+    if stats is not None:
+        warnings += _measured(stats, request, method, checkpoint, targets, given)
     limit = 1 << 62 if single else request.shard_size
     recipe = request.recipe()
     layout = [(info.name, info.dtype, info.shape) for info in checkpoint.tensors.values()]
@@ -154,7 +163,7 @@ def check(request: Request) -> tuple[Method, dict[str, Any], Fraction | None]:
     method = registry.load("prune", request.method)
     options = method.parse(request.options or {})
     for option, value, allowed in (
-        ("scope", request.scope, get_args(Scope)), ("tail", request.tail, get_args(Tail)),
+        ("scope", request.scope, (None, *get_args(Scope))), ("tail", request.tail, get_args(Tail)),
         ("lines", request.lines, (None, *get_args(Lines))),
     ):  # fmt: skip
         if value not in allowed:
@@ -171,7 +180,7 @@ def check(request: Request) -> tuple[Method, dict[str, Any], Fraction | None]:
     share = None if request.sparsity is None else sparsity.fraction(request.sparsity)
     fixed = [
         f"--{name} {value}" for name, value, default in (
-            ("scope", request.scope, "tensor"), ("allocate", request.allocate, "uniform"),
+            ("scope", request.scope or "tensor", "tensor"), ("allocate", request.allocate, "uniform"),
             ("lines", request.lines, None),
         ) if value != default
     ]  # fmt: skip
@@ -186,9 +195,42 @@ def check(request: Request) -> tuple[Method, dict[str, Any], Fraction | None]:
             f"{method.name} changes what stays and works matrix by matrix: --scope tensor or row, no "
             "--lines, --tail error"
         )
+    if request.refit and request.scope == "global":
+        raise OptionError("--refit works matrix by matrix: --scope tensor or row")
+    wants = method.name if method.sees in ("norms", "grams") else "--refit" if request.refit else None
+    wants = wants or ("--allocate owl" if request.allocate == "owl" else None)
+    if wants and request.stats is None:
+        raise OptionError(f"{wants} needs statistics of inputs: `paring calibrate` makes them, for --stats")
+    if request.allocate == "owl":
+        outliers.check(request.outliers, request.spread)
     if request.shard_size < 1:
         raise OptionError(f"--shard-size {request.shard_size}: at least 1")
     return method, options, share
+
+
+def _scope(request: Request, method: Method) -> Scope:
+    """What shares one threshold where nobody says: rows, where a method is published so."""
+    free = request.of is None and request.lines is None and request.allocate != "lamp"
+    return "row" if method.unit == "row" and free else "tensor"
+
+
+def _measured(
+    path: Path, request: Request, method: Method, checkpoint: Checkpoint, targets: Sequence[Target],
+    given: Mapping[str, Budget],
+) -> list[str]:  # fmt: skip
+    """Refuse statistics that lack what is needed, or of other shapes; warn of those that are not needed."""
+    products = method.sees == "grams" or request.refit
+    if not products and method.sees != "norms" and request.allocate != "owl":
+        return [f"{method.name} does not look at --stats"]
+    found = open_stats(path)
+    found.check(checkpoint, digest=False)
+    names = [targets[index].matrix(number) for index, number in matrices(targets)]
+    early = request.scope != "global" and request.allocate not in allocating.BY_DATA
+    found.covers(name for name in names if name in given or not early)
+    if products and not found.gram:
+        wants = "--refit" if request.refit else method.name
+        raise OptionError(f"{wants} needs products of inputs, and {path} has none: calibrate with --gram")
+    return []
 
 
 def inputs_of(request: Request) -> list[str]:

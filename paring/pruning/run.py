@@ -23,10 +23,11 @@ from paring.merging import record
 from paring.merging.models import SPAN
 from paring.merging.sources import state_of
 from paring.pruning import masks
+from paring.pruning.allocating import BY_DATA
 from paring.pruning.deciding import decider, pieces_of
 from paring.pruning.plan import PrunePlan
 from paring.pruning.reading import Piece, Reader
-from paring.pruning.scoring import Statistics
+from paring.pruning.statistics import Statistics, open_stats
 from paring.report import CarriedReport, ModuleReport, Pruning, peak_rss_bytes
 from paring.resumable import Staging, index_of, staged
 
@@ -90,9 +91,9 @@ def fit(plan: PrunePlan, reader: Reader, memory: int | None) -> None:
     need = 0
     for index, target in enumerate(plan.targets):
         stored, size = itemsize(target.dtype), min(target.size, SPAN)
-        if plan.by_bits and plan.request.allocate != "lamp":
+        if plan.by_bits and plan.request.allocate not in BY_DATA:
             each = 2 * stored + 8
-        elif plan.method.unit == "tensor":
+        elif plan.method.unit == "tensor" or plan.request.refit:
             size, each = target.size, 2 * stored + 40 + 24 * target.inn // max(1, target.out)
         else:
             size, each = min(target.size, _largest(plan, index)), 2 * stored + 24
@@ -104,7 +105,7 @@ def fit(plan: PrunePlan, reader: Reader, memory: int | None) -> None:
 
 
 def _largest(plan: PrunePlan, index: int) -> int:
-    if plan.request.scope == "global" or plan.request.allocate == "lamp":
+    if plan.request.scope == "global" or plan.request.allocate in BY_DATA:
         return plan.targets[index].size
     return max(piece.stop - piece.start for piece in pieces_of(plan, index))
 
@@ -112,9 +113,8 @@ def _largest(plan: PrunePlan, index: int) -> int:
 def _statistics(plan: PrunePlan) -> Statistics | None:
     if plan.stats is None:
         return None
-    from paring.pruning.statistics import open_stats  # type: ignore[import-not-found,unused-ignore]
-
-    found: Statistics = open_stats(plan.stats)
+    found = open_stats(plan.stats)
+    found.check(plan.checkpoint)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -11,17 +11,13 @@ from paring.dtypes import from_f32
 from paring.errors import BadValueError
 from paring.kernels import pruning as kernels
 from paring.kernels.pruning import Bits, Sums
-from paring.pruning import sparsity
+from paring.pruning import inputs, sparsity
 from paring.pruning.cutting import Cut
 from paring.pruning.matrix import F32, Budget, Inputs, Mask, Matrix, Pruned, select
 from paring.pruning.plan import BY_MAGNITUDE, PrunePlan
 from paring.pruning.reading import Piece, Reader, keyed
-
-
-class Statistics(Protocol):
-    """What calibration has seen, by the name of a tensor, or of one matrix of a stack (``NAME[3]``)."""
-
-    def inputs(self, name: str) -> Inputs: ...
+from paring.pruning.refitting import refit
+from paring.pruning.statistics import Statistics
 
 
 class Scorer:
@@ -42,7 +38,15 @@ class Scorer:
             else values.reshape(-1, target.inn)
         )
         name = target.matrix(piece.number)
-        return Matrix(name, values, self._stats.inputs(name) if self._stats else None)
+        return Matrix(name, values, self._inputs(name))
+
+    def _inputs(self, name: str) -> Inputs | None:
+        """What the method, or refitting after it, is to know of a matrix's inputs."""
+        request, sees = self._plan.request, self._plan.method.sees
+        products = sees == "grams" or request.refit
+        if self._stats is None or not (products or sees == "norms" or request.allocate == "owl"):
+            return None
+        return self._stats.inputs(name, gram=products)
 
     def scores(self, matrix: Matrix) -> F32:
         """Scores ``(out, in)``, fp32. Raises BadValueError where the method gives none for every entry."""
@@ -63,19 +67,22 @@ class Scorer:
         """What stays of a piece by its matrix's budget, in the order of its file ``(n,)``."""
         target = self._plan.targets[piece.index]
         budget = self._budgets.get(target.matrix(piece.number))
-        lines = self._plan.request.lines
-        if budget is None and lines is None:
+        if budget is None and self._plan.request.lines is None:
             return np.ones(piece.stop - piece.start, np.bool_)
-        scores = self.scores(self.matrix(piece, bits))
-        if lines is not None:
-            mask = self._lines(scores, lines)
-        elif budget is not None and budget.of is not None:
-            whole = target.inn // budget.of * budget.of
-            mask = np.ones(scores.shape, np.bool_)
-            mask[:, :whole] = self._select(scores[:, :whole], budget)
-        else:
-            mask = self._select(scores, cast(Budget, budget))
+        mask = self._best(self.scores(self.matrix(piece, bits)), budget)
         return cast(Mask, self._stored(piece, mask).reshape(-1))
+
+    def _best(self, scores: F32, budget: Budget | None) -> Mask:
+        """What stays of ``scores (out, in)``."""
+        if self._plan.request.lines is not None:
+            return self._lines(scores, self._plan.request.lines)
+        assert budget is not None, "without one all stays"
+        if budget.of is None:
+            return self._select(scores, budget)
+        whole = scores.shape[1] // budget.of * budget.of
+        mask = np.ones(scores.shape, np.bool_)
+        mask[:, :whole] = self._select(scores[:, :whole], budget)
+        return mask
 
     def _select(self, scores: F32, budget: Budget) -> Mask:
         if self._plan.device == "cpu":
@@ -103,16 +110,15 @@ class Scorer:
         return above(keys, cut, number)
 
     def changed(self, piece: Piece, bits: Bits, out: Bits) -> tuple[Mask, Sums]:
-        """Fill ``out`` with what a method that changes survivors makes of a piece; the mask ``(n,)``."""
+        """Fill ``out`` with what a method makes of a piece, where survivors change; the mask ``(n,)``."""
         target, method = self._plan.targets[piece.index], self._plan.method
-        matrix = self.matrix(piece, bits)
         before = self._reader.values(piece, bits)
-        budget = self._budgets.get(matrix.name)
-        if budget is None:
+        budget = self._budgets.get(target.matrix(piece.number))
+        if budget is None and self._plan.request.lines is None:
             mask = np.ones(len(before), np.bool_)
             return mask, kernels.masked(bits, before, mask, out)
-        found = cast(Pruned, method.function(matrix, budget, **self._plan.options))
-        _refuse_miscounted(method.name, matrix.name, found.mask, budget)
+        matrix = self.matrix(piece, bits)
+        found = self._pruned(matrix, budget)
         mask = self._stored(piece, found.mask).reshape(-1)
         weights = self._stored(piece, found.weights).reshape(-1).astype(np.float32) * mask
         if not np.isfinite(weights).all():
@@ -120,11 +126,24 @@ class Scorer:
         made = from_f32(weights, target.dtype, matrix.name)
         out[:] = np.where(mask, made.data, np.zeros_like(made.data))
         after = made.f32()
-        return mask, Sums(
-            *(int(np.count_nonzero(some)) for some in (mask, before == 0, after == 0)),
-            float(np.square(after - before, dtype=np.float64).sum()),
-            float(np.square(before, dtype=np.float64).sum()),
-        )  # fmt: skip
+        kept, zero, now = (int(np.count_nonzero(some)) for some in (mask, before == 0, after == 0))
+        lost = float(np.square(after - before, dtype=np.float64).sum())
+        return mask, Sums(kept, zero, now, lost, float(np.square(before, dtype=np.float64).sum()))
+
+    def _pruned(self, matrix: Matrix, budget: Budget | None) -> Pruned:
+        """What the method makes of a matrix, refitted where that is asked for."""
+        method = self._plan.method
+        if method.unit == "tensor":
+            assert budget is not None, "without one all stays"
+            found = cast(Pruned, method.function(matrix, budget, **self._plan.options))
+            _refuse_miscounted(method.name, matrix.name, found.mask, budget)
+        else:
+            mask = self._best(self.scores(matrix), budget)
+            found = Pruned(mask, np.where(mask, matrix.weights, np.float32(0)))
+        if self._plan.request.refit:
+            gram = inputs.gram(matrix)
+            return Pruned(found.mask, refit(found.weights, matrix.weights, found.mask, gram))
+        return found
 
     def _stored(self, piece: Piece, matrix: Any) -> Any:
         """``(out, in)`` in the order of the file."""
@@ -149,7 +168,7 @@ def by_slabs(plan: PrunePlan, index: int) -> bool:
     alone = all(budget is None or budget.row or budget.of is not None for budget in budgets)
     return (
         BY_MAGNITUDE in plan.method.invariants and alone and not plan.targets[index].turned
-        and plan.request.lines is None
+        and plan.request.lines is None and not plan.request.refit
     )  # fmt: skip
 
 
