@@ -1,10 +1,10 @@
 """What retraining recovers after pruning: PERP against full retraining, on books that none of them has seen.
 
-SmolLM2-135M-Instruct, pruned by magnitude in every matrix of its blocks (50 %, 60 %, 2:4), is retrained on four
-novels of Jane Austen and three fifths of the Brown corpus; learning rates are chosen on another novel and
-another fifth (``--tune``); perplexity is reported on ``Persuasion`` and the last fifth. The control is the
-dense model with the same training, so that learning the domain does not count as recovery. Every row runs in
-a process of its own, for its memory and so that a run that was stopped goes on where it was.
+SmolLM2-135M-Instruct, pruned by magnitude in every matrix of its blocks (50 %, 60 %, 2:4), is retrained on
+four novels of Jane Austen and three fifths of the Brown corpus; learning rates are chosen on another novel
+and another fifth (``--tune``); perplexity is reported on ``Persuasion`` and the last fifth. The control is
+the dense model with the same training, so that learning the domain does not count as recovery. Every row
+runs in a process of its own, for its memory and so that a run that was stopped goes on where it was.
 
     python -m benchmarks.perp --rows five     # the 50 % rows that fit 45 minutes of two cores
     python -m benchmarks.perp                 # all rows: for a GPU
@@ -146,7 +146,8 @@ def losses(folder: Path, part: str, count: int, device: str) -> dict[str, F64]:
     from paring.retraining import text
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.eval().to(device)
     found = {}
     for source in PARTS:
         windows = text.windows(tokenizer, text.read(corpora_root() / part / source), LENGTH)
@@ -260,7 +261,7 @@ def table(found: dict[str, Any]) -> str:
 def recovered(
     row: dict[str, Any], bare: dict[str, Any], full: dict[str, Any], draws: int = 2000
 ) -> tuple[float, float]:
-    """The share of full retraining's gain in loss that ``row`` has, and its standard error (paired bootstrap)."""
+    """The share of full retraining's gain in loss that ``row`` has; its standard error (paired bootstrap)."""
     rng = np.random.default_rng(0)
     whole = np.zeros(2)
     drawn = np.zeros((draws, 2))

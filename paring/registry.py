@@ -105,14 +105,14 @@ def method(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare a function as the method of the file it stands in.
 
-    ``sees`` says what it is given (weights, deltas or modules; whole adapters, all together; methods,
-    for one that names others to be tried; weights and the norms of their inputs, or also the inputs' Gram
-    matrix, which calibration measures; or a model in memory, to retrain), ``reference`` where it comes from. Its keyword-only arguments
-    become options; the docstring's ``Options:`` section gives one line of help each (``name: help``).
-    ``presets`` are named sets of options; each becomes a flag (``--paper``). ``unit`` is what a merging
-    rule must see at once: element, row or tensor; ``torch`` that its chunks may be torch tensors on a GPU;
-    ``invariants`` are what its contract test holds it to; ``fixes`` names the options of a compression
-    method that say how much is kept, so that no budget can be met beside them.
+    ``sees`` says what it is given (weights, deltas or modules; whole adapters, all together; methods, for one
+    that names others to be tried; weights and the norms of their inputs, or also the inputs' Gram matrix,
+    which calibration measures; or a model in memory, to retrain), ``reference`` where it comes from. Its
+    keyword-only arguments become options; the docstring's ``Options:`` section gives one line of help each
+    (``name: help``). ``presets`` are named sets of options; each becomes a flag (``--paper``). ``unit`` is
+    what a merging rule must see at once: element, row or tensor; ``torch`` that its chunks may be torch
+    tensors on a GPU; ``invariants`` are what its contract test holds it to; ``fixes`` names the options of a
+    compression method that say how much is kept, so that no budget can be met beside them.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ from paring.atomic import atomic_folder, refuse_folder, refuse_same_file, target
 from paring.checkpoint import Checkpoint, open_checkpoint
 from paring.devices import pick
 from paring.errors import OptionError, OutputError
-from paring.plan import thread_count
+from paring.language import torch_threads
 from paring.report import Retraining, peak_rss_bytes
 
 _log = logging.getLogger("paring")
@@ -85,8 +85,6 @@ def retrain(
         **(facts or {}),
     }  # fmt: skip
 
-    import torch
-
     from paring.retraining import text
     from paring.retraining.fitting import Keeper
     from paring.retraining.pupil import open_pupil
@@ -94,9 +92,7 @@ def retrain(
 
     home = target.with_name(f".{target.name}.retraining")
     _claim(home, _fingerprint(told, sources, place, masks), target, overwrite)
-    before = torch.get_num_threads()
-    torch.set_num_threads(thread_count(threads))
-    try:
+    with torch_threads(threads):
         pupil = open_pupil(
             pruned, text.read(data, field=field), length=length, dense=dense, masks=masks, pattern=pattern,
             seed=seed, device=place,
@@ -106,8 +102,6 @@ def retrain(
         method.function(pupil, **chosen)
         with atomic_folder(target, overwrite) as folder:
             counts = write(pupil, folder, told)
-    finally:
-        torch.set_num_threads(before)
     shutil.rmtree(home, ignore_errors=True)
     warnings = []
     if counts["lost"]:
