@@ -176,7 +176,8 @@ class Retraining(Report):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pruning(Report):
     """What ``prune`` made. Counts are over the tensors that were pruned: their ``elements``, how many were
-    zero before and are ``zeros`` now, how many the mask keeps. ``pattern`` says what groups keep.
+    zero before and are ``zeros`` now, how many the mask keeps. ``pattern`` says what groups keep,
+    ``retraining`` what was done after that.
     """
 
     elements: int
@@ -186,6 +187,7 @@ class Pruning(Report):
     sparsity: float | None = None
     pattern: str | None = None
     mask: str | None = None
+    retraining: Retraining | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ def retrain(
         recipe: perp, reconstruct, pst or pdp; options: its own
         masks: by tensor of the file, true where kept; by default what is exactly zero was pruned
         pattern: (keep, of) where the masks are N:M; length: tokens of a window
-        facts: what the result's recipe tells beside this
+        facts: what the result's recipe tells beside this: how ``pruned`` was just made of ``dense``
 
     A run that was killed is taken up again by the same call; its checkpoints are in ``.OUTPUT.retraining``.
     Raises ParingError; nothing is left half written.
@@ -80,8 +80,9 @@ def retrain(
     sources = [open_checkpoint(path) for path in (pruned, dense) if path is not None]
     refuse_same_file(target, [file for source in sources for file in source.inputs])
     told = {
-        "retrain": recipe, "pruned": str(pruned), "dense": None if dense is None else str(dense),
-        "data": str(data), "length": length, "seed": seed, "pattern": pattern, "options": chosen,
+        "command": "retrain", "method": recipe, "pruned": str(pruned),
+        "dense": None if dense is None else str(dense), "data": str(data), "length": length, "seed": seed,
+        "pattern": pattern, "options": chosen,
         **(facts or {}),
     }  # fmt: skip
 
@@ -91,7 +92,8 @@ def retrain(
     from paring.retraining.writing import write
 
     home = target.with_name(f".{target.name}.retraining")
-    _claim(home, _fingerprint(told, sources, place, masks), target, overwrite)
+    stated = sources[1:] if facts else sources  # what was just pruned is told by the facts
+    _claim(home, _fingerprint(told, stated, place, masks), target, overwrite)
     with torch_threads(threads):
         pupil = open_pupil(
             pruned, text.read(data, field=field), length=length, dense=dense, masks=masks, pattern=pattern,
