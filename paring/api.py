@@ -341,6 +341,12 @@ def prune(
     threads: int | None = None,
     memory: int | None = None,
     device: str = "auto",
+    retrain: str | None = None,
+    data: PathLike | None = None,
+    length: int = 512,
+    field: str = "text",
+    seed: int = 0,
+    retrain_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Pruning:
     """Set the least entries of a checkpoint to zero: ``sparsity`` of them (a decimal, taken as typed), or all
@@ -356,6 +362,10 @@ def prune(
     gives what stays its best values, whatever chose it. ``save_mask`` is a mask to write. ``options`` are
     those of ``method``.
 
+    ``retrain`` names a recipe (perp, reconstruct, pst, pdp) with ``retrain_options``: the result is then
+    retrained inside its mask on ``data``, a text file, a folder of them or a data set on the Hub, in windows
+    of ``length`` tokens; of lines of JSON the key ``field`` is read. ``output`` is a folder then.
+
     A run that was killed is taken up by the same call. Raises OptionError, UnsupportedError, BadFileError,
     BadValueError (NaN, infinity), OutputError.
     """
@@ -366,6 +376,16 @@ def prune(
         located(model), method, sparsity, keep, of, scope, allocate, lines, budgets, tuple(include),
         tuple(exclude), tail, _text(stats), None, shard_size, options, refit, outliers, spread,
     )  # fmt: skip
+    if retrain is not None or data is not None:
+        if retrain is None or data is None:
+            raise OptionError("--retrain and --data go together: a recipe, and the text to retrain on")
+        from paring.retraining import whole
+
+        job = whole.Job(retrain, os.fspath(data), length, field, seed, retrain_options or {})
+        return whole.prune_and_retrain(
+            request, output, job, save_mask=save_mask, overwrite=overwrite, dry_run=dry_run, threads=threads,
+            memory=memory, device=device,
+        )  # fmt: skip
     planned = plan.plan_prune(
         request, output, save_mask=save_mask, overwrite=overwrite, threads=threads, device=device
     )

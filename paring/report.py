@@ -172,21 +172,6 @@ class Extraction(Report):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pruning(Report):
-    """What ``prune`` made. Counts are over the tensors that were pruned: their ``elements``, how many were
-    zero before and are ``zeros`` now, how many the mask keeps. ``pattern`` says what groups keep.
-    """
-
-    elements: int
-    kept: int | None = None
-    zeros: int | None = None
-    zeros_before: int | None = None
-    sparsity: float | None = None
-    pattern: str | None = None
-    mask: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Retraining(Report):
     """What retraining did. ``trained`` numbers of ``parameters`` were trained; ``losses`` are those of the
     steps, ``block_errors`` relative errors before and after reconstruction; ``sparsity`` is that of the
@@ -201,6 +186,23 @@ class Retraining(Report):
     gaps: dict[str, float] | None = None
     sparsity: float | None = None
     pruned: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruning(Report):
+    """What ``prune`` made. Counts are over the tensors that were pruned: their ``elements``, how many were
+    zero before and are ``zeros`` now, how many the mask keeps. ``pattern`` says what groups keep,
+    ``retraining`` what was done after that.
+    """
+
+    elements: int
+    kept: int | None = None
+    zeros: int | None = None
+    zeros_before: int | None = None
+    sparsity: float | None = None
+    pattern: str | None = None
+    mask: str | None = None
+    retraining: Retraining | None = None
 
 
 @dataclass(frozen=True, slots=True)
