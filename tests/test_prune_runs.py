@@ -80,7 +80,8 @@ def test_killed_and_resumed_is_the_same(model, tmp_path):
         assert masking.stats(again).digest == digest
         assert len(again.read_bytes()) == len(mask)
     assert kills
-    assert not [name for name in names(tmp_path) if name.startswith(".")]
+    # killed once the result was in place, a run leaves its lock, which nobody holds
+    assert not [name for name in names(tmp_path) if name.startswith(".") and not name.endswith(".lock")]
 
 
 @pytest.mark.parametrize("when", [1, 20, 60])

@@ -102,6 +102,8 @@ def test_what_was_not_measured_is_named(tmp_path):
     stats = open_stats(put(tmp_path / "s.safetensors"))
     with pytest.raises(BadFileError, match=r"v\.weight and 1 more"):
         stats.covers([Q, "v.weight", "o.weight"])
+    with pytest.raises(BadFileError, match="for another model"):
+        stats.covers(["v.weight", "o.weight"])
     with pytest.raises(BadFileError, match=r"v\.weight"):
         stats.inputs("v.weight")
 

@@ -111,7 +111,7 @@ def plan_prune(
     if stats is not None and not stats.is_file():
         raise BadFileError(f"--stats {stats}: there is no such file; `paring calibrate` makes one")
     if stats is not None:
-        warnings += _measured(stats, request, method, checkpoint, targets, allotted)
+        warnings += _measured(stats, request, method, targets, allotted)
     limit = 1 << 62 if single else request.shard_size
     recipe = request.recipe()
     layout = [(info.name, info.dtype, info.shape) for info in checkpoint.tensors.values()]
@@ -125,15 +125,14 @@ def plan_prune(
 
 
 def _measured(
-    path: Path, request: Request, method: Method, checkpoint: Checkpoint, targets: Sequence[Target],
-    given: Mapping[str, Budget],
-) -> list[str]:  # fmt: skip
-    """Refuse statistics that lack what is needed, or of other shapes; warn of those that are not needed."""
+    path: Path, request: Request, method: Method, targets: Sequence[Target], given: Mapping[str, Budget]
+) -> list[str]:
+    """Refuse statistics that lack what is needed; warn of those that are not needed. Whether they are of this
+    model is seen when the work begins, for that takes reading it."""
     products = method.sees == "grams" or request.refit
     if not products and method.sees != "norms" and request.allocate != "owl":
         return [f"{method.name} does not look at --stats"]
     found = open_stats(path)
-    found.check(checkpoint, digest=False)
     names = [targets[index].matrix(number) for index, number in matrices(targets)]
     early = request.scope != "global" and request.allocate not in allocating.BY_DATA
     found.covers(name for name in names if name in given or not early)

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import paring
 from paring import registry
 from paring.errors import OptionError
+from paring.hub.names import told
 from paring.outputs import SHARD_BYTES
 from paring.pruning import allocating, outliers, sparsity
 from paring.registry import Method
@@ -49,7 +50,7 @@ class Request:
     def recipe(self) -> dict[str, Any]:
         """As JSON; what was left out is left out."""
         found = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        found["options"] = dict(self.options or {})
+        found |= {"model": told(self.model), "options": dict(self.options or {})}
         if self.sparsity is not None:
             found["sparsity"] = sparsity.decimal(sparsity.fraction(self.sparsity))
         if self.allocate != "owl":

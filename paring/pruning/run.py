@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from paring import atomic
+from paring import atomic, describing
 from paring.devices import free_memory
 from paring.dtypes import STORAGE, itemsize
 from paring.errors import OptionError
@@ -199,13 +199,14 @@ def _beside(plan: PrunePlan, staging: Staging, sums: Mapping[str, Sums]) -> None
     total = sum(sums.values(), Sums())
     elements = sum(target.numel for target in plan.targets)
     facts = [
-        f"{total.zeros:,} of {elements:,} entries of {len(plan.targets)} tensors are zero "
-        f"({total.zeros / elements:.2%}); {len(plan.left)} tensors are unchanged",
-        f"relative error of the pruned weights: {_error(total):.4f}",
+        ("zero entries", f"{total.zeros:,} of {elements:,} ({total.zeros / elements:.2%})"),
+        ("tensors pruned", f"{len(plan.targets):,}"),
+        ("tensors unchanged", f"{len(plan.left):,}"),
+        ("relative error of the pruned weights", f"{_error(total):.4f}"),
     ]
     if plan.request.of:
-        facts.append(f"keeps {plan.request.keep} of every {plan.request.of} neighbours along the inputs")
-    text = record.card(plan.recipe, "transformers", facts)
+        facts.append(("of neighbours along the inputs", f"keeps {plan.request.keep} of {plan.request.of}"))
+    text = describing.pared(plan.recipe, folder, facts, plan.checkpoint.path)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
