@@ -1,6 +1,7 @@
 """What pruning costs a language model: perplexity of SmolLM2-135M on Austen, by method.
 
-    python -m benchmarks.prune_quality [--only wanda,alps] [--windows 24] [--samples 64] [--json FILE]
+    python -m benchmarks.prune_quality [--only "wanda,wanda --scope tensor"] [--windows 24] [--samples 64]
+        [--json FILE]
 
 The model is calibrated once, dense, on the Brown corpus (``paring calibrate --gram``); each method then
 prunes the checkpoint to half, or to two of four, and the result is evaluated as ``paring eval`` does, by
@@ -53,6 +54,7 @@ class Case:
 CASES = (
     Case("magnitude"), Case("wanda"), Case("ria"), Case("sparsegpt"), Case("alps"),
     Case("magnitude", {"refit": True}), Case("wanda", {"refit": True}), Case("sparsegpt", sequential=True),
+    Case("wanda", {"scope": "tensor"}), Case("ria", {"scope": "row"}), Case("ria", {"exponent": 1.0}),
 )  # fmt: skip
 AMOUNTS: dict[str, dict[str, Any]] = {"50 %": {"sparsity": ".5"}, "2:4": {"keep": 2, "of": 4}}
 
@@ -63,8 +65,8 @@ def statistics(samples: int, threads: int, **sequential: Any) -> Path:
     path = HOME / f"stats-{samples}{'-' + told if told else ''}.safetensors"
     if not path.exists():
         calibrate(
-            smollm.model(), smollm.brown(), path, gram=True, samples=samples, window=WINDOW, threads=threads,
-            **sequential,
+            smollm.model(), smollm.brown(), path, gram=True, samples=samples, window=WINDOW,
+            threads=threads, **sequential,
         )  # fmt: skip
     return path
 
@@ -99,7 +101,7 @@ def paired(found: Evaluation, against: Sequence[float]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--only", help="only these methods, with commas between")
+    parser.add_argument("--only", help="only these lines, as the table calls them, with commas between")
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
@@ -117,7 +119,8 @@ def main() -> None:
     for told, amount in AMOUNTS.items():
         above: list[float] | None = None
         for case in CASES:
-            if asked.only and case.method not in asked.only.split(","):
+            alone = "of" in amount and "scope" in case.options  # groups are compared among themselves
+            if alone or (asked.only and case.name not in asked.only.split(",")):
                 continue
             got, seconds = run(case, amount, asked.samples, asked.windows, asked.threads)
             loss, error = paired(got, dense.nlls)

@@ -44,9 +44,10 @@ def command(
     The file serves every method that asks for it, at any sparsity. The model is run by transformers, block
     after block, so that little is held at a time. Needs the extra paring[retrain].
 
-    \b paring calibrate model/ --data text.txt -o stats.safetensors paring calibrate model/ --data text.txt
-    --gram --samples 64 -o stats.safetensors paring calibrate model/ --data text.txt --gram --sequential
-    --method sparsegpt --sparsity .5 -o stats.safetensors
+    \b
+    paring calibrate model/ --data text.txt -o stats.safetensors
+    paring calibrate model/ --data text.txt --gram --samples 64 -o stats.safetensors
+    paring calibrate model/ --data text.txt --sequential --sparsity .5 -o stats.safetensors
     """
     from paring import api
 

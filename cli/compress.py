@@ -10,10 +10,12 @@ import click
 
 from paring import registry
 from paring.cli import _common as common
+from paring.cli import _hub as hub
 from paring.cli import _methods as methods
 from paring.errors import OptionError, ParingError
 
 if TYPE_CHECKING:
+    from paring.hub.pushing import Push
     from paring.report import ModuleReport, Report
 
 _DEFAULT = "spectral"
@@ -51,10 +53,13 @@ _BUDGETS = ("ratio", "error", "bits_per_param")
 @common.device
 @common.dry_run
 @common.overwrite
+@hub.pushes
+@common.offline
 @common.shown
 def command(
     adapters: tuple[str, ...],
     output: str | None,
+    push: Push | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -74,14 +79,16 @@ def command(
     arguments = methods.arguments("compress", given)
     sources = [Path(adapter) for adapter in adapters]
     if registry.load("compress", arguments["method"]).sees == "adapters":
-        return _pool(adapters, output, arguments, as_json, quiet, verbose)
+        return _pool(adapters, output, arguments, push, as_json, quiet, verbose)
     if len(sources) > 1 or (output is not None and Path(output).is_dir()) or (output or "").endswith("/"):
-        return _many(sources, output, arguments, as_json, quiet, verbose)
+        return _many(sources, output, arguments, push, as_json, quiet, verbose)
     report = _one(sources[0], Path(output) if output else None, arguments, quiet, verbose)
+    report = hub.published(report, push, quiet=quiet, verbose=verbose)
     if as_json:
         common.print_json(report)
     elif not quiet:
         _show(report, verbose)
+        hub.show(report.pushed)
     return 0
 
 
@@ -89,6 +96,7 @@ def _pool(
     adapters: tuple[str, ...],
     output: str | None,
     arguments: dict[str, Any],
+    push: Push | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -101,10 +109,12 @@ def _pool(
     with common.progress(f"pooling {len(adapters)} adapters", quiet=quiet, verbose=verbose):
         report = api.compress(adapters, output, **arguments)
     assert isinstance(report, PoolReport)
+    report = hub.published(report, push, quiet=quiet, verbose=verbose)
     if as_json:
         common.print_json(report)
     elif not quiet:
         pools.show(report, verbose)
+        hub.show(report.pushed)
     return 0
 
 
@@ -119,6 +129,7 @@ def _many(
     sources: list[Path],
     output: str | None,
     arguments: dict[str, Any],
+    push: Push | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -144,13 +155,21 @@ def _many(
             raise
         except ParingError as error:
             failures.append((source, str(error)))
+    made = [Path(report.output) for report in reports if report.output and not report.dry_run]
+    there = hub.pushed(made, push, quiet=quiet, verbose=verbose) if push and made else None
     if as_json:
         failed = [{"input": str(source), "error": text} for source, text in failures]
         common.print_json(
-            {"command": "compress", "reports": [r.to_json() for r in reports], "failures": failed}
+            {
+                "command": "compress",
+                "reports": [r.to_json() for r in reports],
+                "failures": failed,
+                **({"pushed": there.to_json()} if there else {}),
+            }
         )
     elif not quiet:
         _show_many(reports)
+        hub.show(there)
     for source, text in failures:
         click.secho(f"failed: {source}: {text}", fg="red", err=True)
     return 1 if failures else 0
@@ -177,13 +196,15 @@ def _show(report: Report, verbose: bool) -> None:
     out.print(f"[bold]{source}[/] {verb} [bold]{target}[/]\n")
     sizes = f"{common.size(report.bytes_in or 0)} → {common.size(report.bytes_out or 0)}"
     recipe = report.recipe or {}
+    tensorwise = registry.load("compress", report.method or _DEFAULT).sees == "tensors"
+    lost = f"[bold]{report.error:.3f}[/] of the update (0: nothing, 1: back at the base model)"
     rows = [
         ("size", f"{sizes}, [bold green]{report.ratio:.1f} times smaller[/] on disk"),
         (
             "",
             f"{report.ratio_fp16:.1f} times smaller than fp16, {report.bits_per_param:.2f} bits a parameter",
         ),
-        ("lost", f"[bold]{report.error:.3f}[/] of the update (0: nothing, 1: back at the base model)"),
+        ("lost", "nothing: every bit comes back" if tensorwise else lost),
         ("method", f"{report.method} " + common.recipe_text(recipe, without=(*_BUDGETS, "carry"))),
     ]
     for tried in report.tried or ():
@@ -191,7 +212,8 @@ def _show(report: Report, verbose: bool) -> None:
         rows.append(("tried", f"{tried.method}: {came_to}"))
     if report.carried:
         weight = common.size(sum(tensor.bytes for tensor in report.carried))
-        count = f"{len(report.carried)} tensors that are not factors"
+        what = "as their bytes, not being sparse" if tensorwise else "that are not factors"
+        count = f"{len(report.carried)} tensors {what}"
         rows.append(("carried", f"{count}, {weight}: {recipe['carry']}"))
     peak = common.size(report.peak_rss_bytes or 0)
     rows.append(("took", f"{report.seconds:.1f} s and at most {peak} of memory, on {report.device}"))
@@ -217,8 +239,9 @@ def _show_modules(out: Any, modules: list[ModuleReport], verbose: bool) -> None:
         some = sorted(modules, key=lambda module: -(module.error or 0))[:_ROWS]
     rows = common.table("module", "shape", "rank", "density", "bits/param", "error")
     for m in some:
-        figures = (f"{m.density:.3f}", f"{m.bits:.2f}", f"{m.error:.3f}")
+        figures = (f"{m.density:.3f}", "-" if m.bits is None else f"{m.bits:.2f}", f"{m.error:.3f}")
         rows.add_row(common.short(m.name), f"{m.shape[0]} × {m.shape[1]}", str(m.rank or "-"), *figures)
     out.print(rows)
     if len(some) < len(modules):
-        out.print(f"the {len(some)} modules of {len(modules)} that lost most; -v shows all", style="dim")
+        which = "that lost most" if any(m.error for m in modules) else "there are"
+        out.print(f"the {len(some)} modules of {len(modules)} {which}; -v shows all", style="dim")

@@ -17,6 +17,7 @@ from paring.cli import _common as common
 @click.option("--dtype", metavar="fp64|fp32|fp16|bf16", help="Cast to this.  [default: as in the source]")
 @common.threads
 @common.overwrite
+@common.offline
 @common.shown
 def command(
     packed: str, output: str, adapter: str | None, base: str | None, dtype: str | None,
@@ -25,6 +26,7 @@ def command(
     """Decode a packed file to an ordinary adapter."""
     from paring import api
 
+    click.get_current_context().call_on_close(lambda: common.tell_of_rest(output, ("resume",)))
     with common.progress(f"decompressing {packed}", quiet=quiet, verbose=verbose):
         report = api.decompress(
             packed, output, adapter=adapter, base=base, dtype=dtype, overwrite=overwrite, threads=threads

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from paring.cli import _common as common
+from paring.cli import _hub as hub
 from paring.cli import _methods as methods
 
 if TYPE_CHECKING:
-    from paring.report import Report
+    from paring.hub.pushing import Push
+    from paring.report import Report, SparseMerge
 
 _DEFAULT = "linear"
 _RECIPES = (".yaml", ".yml")
 #: what may stand beside a recipe: nothing that changes a bit of the result
 _BESIDE = (
     "models", "output", "threads", "memory", "device", "dry_run", "overwrite", "as_json", "quiet", "verbose",
-    "debug",
+    "debug", *hub.NAMES,
 )  # fmt: skip
 #: the options of a search
 _SPACE = ("trials", "low", "high", "anchors", "search_seed", "minimise")
@@ -49,6 +52,11 @@ _SPACE = ("trials", "low", "high", "anchors", "search_seed", "minimise")
     "--tokenizer", metavar="base|union|MODEL",
     help="Vocabulary of the result: embeddings are matched by token.  [default: all have the same]",
 )  # fmt: skip
+@click.option("--mask", metavar="FILE", help="Set to zero what this mask does not keep (`paring mask`).")
+@click.option(
+    "--keep-mask", metavar="mask|scale",
+    help="Keep the zeros of a sparse base: add updates elsewhere only, or multiply (a ScaleLoRA adapter).",
+)  # fmt: skip
 @click.option(
     "--shard-size", type=common.Bytes(), default="5GB", show_default=True, metavar="SIZE",
     help="Of an output file, at most.",
@@ -75,12 +83,15 @@ _SPACE = ("trials", "low", "high", "anchors", "search_seed", "minimise")
 @common.device
 @common.dry_run
 @common.overwrite
+@hub.pushes
+@common.offline
 @common.shown
 def command(
     models: tuple[str, ...],
     output: str,
     weights: str | None,
     score: str | None,
+    push: Push | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -105,7 +116,7 @@ def command(
     )
     space = {name: given.pop(name) for name in _SPACE}
     if score is not None:
-        return _search(models, output, score, space, weights, as_json, quiet, verbose, given)
+        return _search(models, output, score, space, weights, push, as_json, quiet, verbose, given)
     if any(model.endswith(_RECIPES) for model in models):
         _refuse_beside(models)
         how = {name: given[name] for name in ("threads", "memory", "device", "dry_run", "overwrite")}
@@ -116,10 +127,12 @@ def command(
         parsed = None if weights is None else parsing.parse(weights, len(models), 1.0)
         with common.progress(f"merging {len(models)} models", quiet=quiet, verbose=verbose):
             report = api.merge(models, output, weights=parsed, **arguments)
+    report = hub.published(report, push, quiet=quiet, verbose=verbose)
     if as_json:
         common.print_json(report)
     elif not quiet:
         _show(report, verbose)
+        hub.show(report.pushed)
     return 0
 
 
@@ -129,6 +142,7 @@ def _search(
     score: str,
     space: dict[str, Any],
     weights: str | None,
+    push: Push | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -144,6 +158,8 @@ def _search(
     wanted = Space(**space, seed=seed, maximise=not minimise)
     with common.progress(f"searching {wanted.trials} trials", quiet=quiet, verbose=verbose):
         found = api.search(models, output, score, space=wanted, **methods.arguments("merge", given))
+    merged = hub.published(found.merge, push, quiet=quiet, verbose=verbose)
+    found = replace(found, merge=merged)
     if as_json:
         common.print_json(found)
     elif not quiet:
@@ -154,6 +170,7 @@ def _search(
             rows.add_row(str(trial.number), told, _numbers(trial.weights), trial.state)
         common.console().print(rows)
         _show(found.merge, verbose)
+        hub.show(found.merge.pushed)
     return 0
 
 
@@ -174,7 +191,17 @@ def _refuse_beside(models: tuple[str, ...]) -> None:
             raise click.UsageError(f"{parameter.opts[0]} beside a recipe: write it in {models[0]}")
 
 
+def _kept_rows(report: SparseMerge) -> list[tuple[str, str]]:
+    lost = f"{report.updates_lost:,} of {report.updates:,} updates lost in rounding"
+    return [
+        ("sparsity", f"{report.sparsity:.1%} of the entries that adapters touch are zero, and stay so"),
+        ("discarded", f"[bold]{report.discarded:.3f}[/] of the update's norm, on zeros; {lost}"),
+    ]
+
+
 def _show(report: Report, verbose: bool) -> None:
+    from paring.report import SparseMerge
+
     out = common.console()
     verb = "would be merged to" if report.dry_run else "merged to"
     count = f"{len(report.inputs)} inputs"
@@ -184,12 +211,16 @@ def _show(report: Report, verbose: bool) -> None:
     options = common.recipe_text(recipe.get("options") or {})
     rows = [("" if i else "inputs", common.short(path)) for i, path in enumerate(report.inputs)]
     rows += [("size", f"{common.size(report.bytes_in or 0)}{size}"), ("method", f"{report.method} {options}")]
+    if recipe.get("mask"):
+        rows.append(("mask", common.short(str(recipe["mask"]))))
     if report.merged is not None:
         along = f", {len(report.carried)} carried unchanged" if report.carried else ""
         files = f", in {len(report.files)} files" if report.files else ""
         rows.append(("tensors", f"{report.merged:,} merged{along}{files}"))
     if report.modules and report.error is not None:
         rows.append(("error", f"[bold]{report.error:.2g}[/] against the exact result (truncation, rounding)"))
+    if isinstance(report, SparseMerge):
+        rows += _kept_rows(report)
     peak = common.size(report.peak_rss_bytes or 0)
     if not report.dry_run:
         rows.append(("took", f"{report.seconds:.1f} s and at most {peak} of memory, on {report.device}"))
@@ -204,6 +235,12 @@ def _show(report: Report, verbose: bool) -> None:
         for m in report.modules:
             shape = f"{m.shape[0]} × {m.shape[1]}"
             table.add_row(common.short(m.name), shape, str(m.rank or "-"), f"{m.error or 0:.2g}")
+        out.print(table)
+    if isinstance(report, SparseMerge) and verbose:
+        table = common.table("tensor", "sparsity", "discarded", "updates", "lost")
+        for k in report.kept:
+            counts = (f"{k.updates:,}", f"{k.updates_lost:,}")
+            table.add_row(common.short(k.name), f"{k.sparsity:.1%}", f"{k.discarded:.3f}", *counts)
         out.print(table)
     sys.stdout.flush()
     for text in report.warnings:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paring.cli import _common as common
+from paring.cli import _hub as hub
 from paring.cli import _methods as methods
 from paring.cli import _retrain as retraining
 
 if TYPE_CHECKING:
+    from paring.hub.pushing import Push
     from paring.report import Pruning
 
 _DEFAULT = "magnitude"
@@ -76,10 +78,13 @@ _DEFAULT = "magnitude"
 @common.device
 @common.dry_run
 @common.overwrite
+@hub.pushes
+@common.offline
 @common.shown
 def command(
     model: str,
     output: str,
+    push: Push | None,
     pattern: str | None,
     budget: tuple[str, ...],
     budgets: str | None,
@@ -111,14 +116,16 @@ def command(
     arguments = retraining.arguments(methods.arguments("prune", given))
     with common.progress(f"pruning {Path(model).name}", quiet=quiet, verbose=verbose):
         report = api.prune(model, output, budgets=allotted.read(budget, budgets) or None, **arguments)
+    report = hub.published(report, push, quiet=quiet, verbose=verbose)
     if as_json:
         common.print_json(report)
     elif not quiet:
-        _show(report, verbose)
+        show(report, verbose)
+        hub.show(report.pushed)
     return 0
 
 
-def _show(report: Pruning, verbose: bool) -> None:
+def show(report: Pruning, verbose: bool) -> None:
     out = common.console()
     verb = "would be pruned to" if report.dry_run else "pruned to"
     out.print(

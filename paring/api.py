@@ -21,22 +21,36 @@ from typing import TYPE_CHECKING, Any
 from paring import registry
 from paring.budget import Budget
 from paring.errors import OptionError
+from paring.hub.reading import located
+from paring.hub.verbs import naming
 from paring.loading import PathLike, chosen, load, load_into, to_torch
 from paring.merging import verb
-from paring.merging.plan import SHARD_BYTES
 from paring.merging.planning import Request
 from paring.merging.single import How
 from paring.merging.weights import parse
+from paring.outputs import SHARD_BYTES
 from paring.plan import plan_compress, thread_count
-from paring.report import Conversion, Difference, Extraction, Inspection, Pruning, Report, Verification
+from paring.report import (
+    Conversion,
+    Difference,
+    Extraction,
+    Inspection,
+    Pruning,
+    Pushed,
+    Report,
+    Shrinking,
+    Verification,
+)
 
 if TYPE_CHECKING:
+    from paring.card import Evaluation as Measured
     from paring.evaluating import Evaluation
     from paring.merging.search import Found, Space
     from paring.pruning.calibration import Calibration
     from paring.rerunning import Repeated
 
 __all__ = [
+    "apply_mask",
     "calibrate",
     "compress",
     "convert",
@@ -50,13 +64,16 @@ __all__ = [
     "merge",
     "merge_recipe",
     "prune",
+    "push",
     "rerun",
     "search",
+    "shrink",
     "to_torch",
     "verify",
 ]
 
 
+@naming
 def compress(
     source: PathLike | Sequence[PathLike],
     output: PathLike | None = None,
@@ -93,7 +110,9 @@ def compress(
     from paring import compressing
 
     budget = Budget(ratio, error, bits_per_param)
-    sources = [source] if isinstance(source, str | os.PathLike) else list(source)
+    given = [source] if isinstance(source, str | os.PathLike) else source
+    sources = [located(each) for each in given]
+    base = _found(base)
     chosen = registry.load("compress", method)
     if chosen.sees == "adapters":
         if base is not None:
@@ -127,6 +146,7 @@ def compress(
         return compressing.run(plan, dry_run=dry_run)
 
 
+@naming
 def decompress(
     source: PathLike,
     output: PathLike,
@@ -148,11 +168,12 @@ def decompress(
     from paring import decompressing
 
     return decompressing.run(
-        Path(chosen(source, adapter)), Path(output), dtype=dtype, overwrite=overwrite,
-        threads=thread_count(threads), base=_text(base),
+        Path(located(chosen(source, adapter))), Path(output), dtype=dtype, overwrite=overwrite,
+        threads=thread_count(threads), base=_found(base),
     )  # fmt: skip
 
 
+@naming
 def convert(
     source: PathLike,
     output: PathLike,
@@ -175,12 +196,13 @@ def convert(
     from paring import converting
 
     request = converting.Request(
-        os.fspath(source), dialect, tuple(os.fspath(base) for base in bases), _text(names), dtype,
+        located(source), dialect, tuple(located(base) for base in bases), _text(names), dtype,
         adapter_scale,
     )  # fmt: skip
     return converting.convert(request, Path(output), overwrite=overwrite, dry_run=dry_run)
 
 
+@naming
 def merge(
     models: Sequence[PathLike],
     output: PathLike,
@@ -195,6 +217,8 @@ def merge(
     rank: int | str | None = None,
     carried: str = "refuse",
     tokenizer: str | None = None,
+    keep_mask: str | None = None,
+    mask: PathLike | None = None,
     shard_size: int = SHARD_BYTES,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -211,8 +235,11 @@ def merge(
     are folded into a base. ``dtype`` (fp64, fp32, fp16, bf16) is that of the result, by default the base's or
     first model's. ``missing`` (refuse, copy) and ``carried`` (refuse, first, drop) say what becomes of
     tensors that not all models have, or that are no factors. ``tokenizer`` (base, union, or one of the
-    inputs) gives the result that vocabulary, and re-indexes embeddings by token. ``memory`` is in bytes,
-    half of what is free by default. ``options`` are those of ``method``.
+    inputs) gives the result that vocabulary, and re-indexes embeddings by token. ``keep_mask`` keeps the
+    zeros of the base: ``mask`` adds updates elsewhere only, ``scale`` multiplies by the product of one
+    ScaleLoRA adapter; the report is then a :class:`~paring.report.SparseMerge`. What ``mask`` does not keep
+    is set to zero. ``memory`` is in bytes, half of what is free by default. ``options`` are those of
+    ``method``.
 
     A run that was killed is taken up by the same call. Raises OptionError, UnsupportedError, BadFileError,
     BadValueError (NaN, infinity), OutputError.
@@ -221,13 +248,14 @@ def merge(
     request = Request(
         [os.fspath(model) for model in models], _text(base), _text(into), method, weights, (), float(scale),
         dtype,
-        missing, rank, carried, tokenizer, shard_size, options,
+        missing, rank, carried, tokenizer, shard_size, options, keep_mask=keep_mask, mask=_text(mask),
     )  # fmt: skip
     return verb.merge(
         request, output, overwrite=overwrite, dry_run=dry_run, threads=threads, memory=memory, device=device
     )
 
 
+@naming
 def search(
     models: Sequence[PathLike],
     output: PathLike,
@@ -253,13 +281,14 @@ def search(
 
     own = Request.__dataclass_fields__.keys() - {"models", "weights", "options"}
     fields: dict[str, Any] = {key: value for key, value in merging.items() if key in own}
-    fields |= {key: _text(fields[key]) for key in ("base", "into") if key in fields}
+    fields |= {key: _text(fields[key]) for key in ("base", "into", "mask") if key in fields}
     options = {key: value for key, value in merging.items() if key not in own}
     request = Request([os.fspath(model) for model in models], **fields, options=options)
     how = How(overwrite, False, threads, memory)
     return searching.search(request, Path(output), score, space or searching.Space(), how)
 
 
+@naming
 def merge_recipe(
     recipe: PathLike,
     output: PathLike,
@@ -285,6 +314,7 @@ def merge_recipe(
     return replace(report, warnings=[*found.notes, *report.warnings])
 
 
+@naming
 def prune(
     model: PathLike,
     output: PathLike,
@@ -340,10 +370,11 @@ def prune(
     BadValueError (NaN, infinity), OutputError.
     """
     from paring.pruning import plan, run
+    from paring.pruning import request as asking
 
-    request = plan.Request(
-        os.fspath(model), method, sparsity, keep, of, scope, allocate, lines, budgets, tuple(include),
-        tuple(exclude), tail, _text(stats), shard_size, options, refit, outliers, spread,
+    request = asking.Request(
+        located(model), method, sparsity, keep, of, scope, allocate, lines, budgets, tuple(include),
+        tuple(exclude), tail, _text(stats), None, shard_size, options, refit, outliers, spread,
     )  # fmt: skip
     if retrain is not None or data is not None:
         if retrain is None or data is None:
@@ -362,6 +393,32 @@ def prune(
         return run.run(planned, dry_run=dry_run, memory=memory)
 
 
+@naming
+def apply_mask(
+    mask: PathLike,
+    model: PathLike,
+    output: PathLike,
+    *,
+    shard_size: int = SHARD_BYTES,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+    memory: int | None = None,
+) -> Pruning:
+    """Set what ``mask`` does not keep to zero in ``model``, or in another of its names and shapes: a
+    fine-tune, a merge. What :mod:`paring.pruning.masking` does with masks beside that, it does for Python
+    users, too. Raises as :func:`prune` does, BadFileError for another model's mask.
+    """
+    from paring.pruning import plan, run
+    from paring.pruning import request as asking
+
+    request = asking.Request(located(model), mask=os.fspath(mask), shard_size=shard_size)
+    planned = plan.plan_prune(request, output, overwrite=overwrite, threads=threads)
+    with planned.checkpoint:
+        return run.run(planned, dry_run=dry_run, memory=memory)
+
+
+@naming
 def rerun(
     made: PathLike,
     output: PathLike,
@@ -373,7 +430,7 @@ def rerun(
     memory: int | None = None,
     device: str = "auto",
 ) -> Repeated:
-    """Make ``made``, which ``merge`` or ``compress`` wrote, again as ``output``, from the recipe in it.
+    """Make ``made``, which ``merge``, ``prune`` or ``compress`` wrote, again as ``output``, from its recipe.
 
     Inputs are looked for under the names they had, from the current folder and then from the one ``made`` is
     in; ``source`` says where that of a packed file is. ``same`` in the report says whether all bytes of the
@@ -384,13 +441,42 @@ def rerun(
 
     how = How(overwrite, dry_run, threads, memory)
     where = None if source is None else Path(source)
-    return rerunning.rerun(Path(made), Path(output), how, source=where, device=device)
+    return rerunning.rerun(Path(located(made)), Path(output), how, source=where, device=device)
+
+
+def push(
+    path: PathLike | Sequence[PathLike],
+    repo: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    message: str | None = None,
+    evaluations: Sequence[Measured] = (),
+) -> Pushed:
+    """Push a folder, or files, to the repository ``repo`` of the Hub, with a card; what it has is not sent
+    again.
+
+    ``private`` says what a new repository is, ``revision`` is a branch or ``refs/pr/N``; ``create_pr`` opens
+    a pull request. ``evaluations`` are measured numbers for the card. The token is that of ``HF_TOKEN`` or
+    ``hf auth login``. Raises HubError, OptionError, BadFileError.
+    """
+    from paring.hub import pushing
+
+    paths = [path] if isinstance(path, str | os.PathLike) else path
+    wanted = pushing.Push(repo, private, revision, create_pr, message, tuple(evaluations))
+    return pushing.publish([Path(each) for each in paths], pushing.ready(wanted))
 
 
 def _text(path: PathLike | None) -> str | None:
     return None if path is None else os.fspath(path)
 
 
+def _found(path: PathLike | None) -> str | None:
+    return None if path is None else located(path)
+
+
+@naming
 def extract(
     tuned: PathLike,
     output: PathLike,
@@ -423,7 +509,7 @@ def extract(
     from paring.extracting import run as extracting
 
     request = extracting.Request(
-        os.fspath(tuned), os.fspath(base), rank, energy, max_rank, tuple(modules), embeddings, others,
+        located(tuned), located(base), rank, energy, max_rank, tuple(modules), embeddings, others,
         missing, dtype,
     )  # fmt: skip
     return extracting.extract(
@@ -431,6 +517,48 @@ def extract(
     )
 
 
+@naming
+def shrink(
+    model: PathLike,
+    output: PathLike,
+    *,
+    layers: float | None = None,
+    drop_layers: Sequence[int] = (),
+    layers_by: str = "even",
+    neurons: float | None = None,
+    heads: float | None = None,
+    kv_heads: float | None = None,
+    experts: float | None = None,
+    width: float | None = None,
+    fisher: PathLike | None = None,
+    shard_size: int = SHARD_BYTES,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+) -> Shrinking:
+    """Take whole parts out of ``model`` and write what is left to the folder ``output``, with its
+    configuration; layers are numbered anew. Counts are what stays: whole numbers, or shares below 1.
+
+    ``layers_by`` (even, score) says which layers stay of a count. ``neurons`` are of each feed-forward part
+    or expert, ``heads`` and ``kv_heads`` of each layer, ``width`` is the residual stream, of which one set of
+    entries stays everywhere. What stays is chosen by the weights, or by ``fisher``, a checkpoint of the same
+    names and shapes that scores every weight. That the result loads is checked before anything is written.
+
+    Raises OptionError, UnsupportedError, BadFileError, BadValueError (NaN, infinity), OutputError.
+    """
+    from paring.shrinking import run as shrinking
+    from paring.shrinking.cuts import Request as Cuts
+
+    asked = Cuts(
+        located(model), layers, tuple(drop_layers), layers_by, neurons, heads, kv_heads, experts, width,
+        _text(fisher),
+    )  # fmt: skip
+    return shrinking.shrink(
+        asked, Path(output), shard_size=shard_size, overwrite=overwrite, dry_run=dry_run, threads=threads
+    )
+
+
+@naming
 def diff(
     models: Sequence[PathLike],
     *,
@@ -451,27 +579,47 @@ def diff(
     """
     from paring.diffing import run as comparing
 
-    return comparing.diff(models, base=base, rank=rank, plot=plot, overwrite=overwrite, threads=threads)
+    paths = [located(model) for model in models]
+    return comparing.diff(
+        paths, base=_found(base), rank=rank, plot=plot, overwrite=overwrite, threads=threads
+    )
 
 
+@naming
 def inspect(path: PathLike, *, plot: PathLike | None = None, overwrite: bool = False) -> Inspection:
     """What is in a file, packed or not. Of a pool ``plot`` is a picture (.png, .svg, .pdf) to draw of who
     shares what, which needs matplotlib. Raises BadFileError, UnsupportedError, OptionError, OutputError.
     """
     from paring import inspecting
 
-    return inspecting.inspect(Path(path), None if plot is None else Path(plot), overwrite)
+    return inspecting.inspect(located(path), None if plot is None else Path(plot), overwrite)
 
 
-def verify(path: PathLike, source: PathLike | None = None, *, base: PathLike | None = None) -> Verification:
+@naming
+def verify(
+    path: PathLike,
+    source: PathLike | None = None,
+    *,
+    base: PathLike | None = None,
+    sparsity: float | str | None = None,
+    keep: int | None = None,
+    of: int | None = None,
+) -> Verification:
     """Whether a file is sound, and with ``source`` whether it loses what it says; that of a full fine-tune
-    needs its ``base`` for that. Raises BadFileError, OptionError.
+    needs its ``base`` for that. With ``sparsity`` whether at least that share of what prune prunes is zero,
+    with ``keep`` and ``of`` whether groups of inputs hold no more. Raises BadFileError, OptionError.
     """
     from paring import inspecting
+    from paring.pruning import verifying
 
-    return inspecting.verify(Path(path), None if source is None else Path(source), _text(base))
+    wanted = verifying.wanted(sparsity, keep, of)
+    found = inspecting.verify(located(path), _found(source), _found(base))
+    if wanted is not None:
+        verifying.verify(found, Path(located(path)), *wanted)
+    return found
 
 
+@naming
 def calibrate(
     model: PathLike,
     data: PathLike,
@@ -509,11 +657,12 @@ def calibrate(
         sequential, gram=gram, method=method, sparsity=sparsity, keep=keep, of=of, options=options
     )
     return calibration.calibrate(
-        model, data, output, gram=gram, samples=samples, window=window, how=how, dtype=dtype, device=device,
-        threads=threads, overwrite=overwrite, dry_run=dry_run,
+        located(model), data, output, gram=gram, samples=samples, window=window, how=how, dtype=dtype,
+        device=device, threads=threads, overwrite=overwrite, dry_run=dry_run,
     )  # fmt: skip
 
 
+@naming
 def evaluate(
     model: PathLike,
     data: PathLike,
@@ -535,7 +684,7 @@ def evaluate(
     from paring import evaluating
 
     return evaluating.evaluate(
-        model,
+        located(model),
         data,
         window=window,
         stride=stride,

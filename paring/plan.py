@@ -20,11 +20,14 @@ from paring.checkpoint import Checkpoint
 from paring.devices import pick
 from paring.dtypes import numel
 from paring.errors import OptionError, OutputError, UnsupportedError
+from paring.hub import names
 from paring.packed import Packed, open_source
 from paring.registry import Method
 
 Carry = Literal["lossless", "fp16", "drop"]
 SUFFIX = ".paring.safetensors"
+#: methods that take every tensor as stored, all together or one at a time
+_WHOLE = ("weights", "tensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +65,14 @@ class CompressPlan:
     @property
     def whole(self) -> bool:
         """Whether the method takes every tensor as stored: then nothing is carried beside it."""
-        return self.method.sees == "weights"
+        return self.method.sees in _WHOLE
 
     @property
     def recipe(self) -> dict[str, Any]:
         """The exact options, to be stored in the output."""
-        return {**self.budget.recipe(), "carry": self.carry, **self.options}
+        origin = names.ref_of(self.source.path)
+        source = {} if origin is None else {"source": str(origin)}
+        return {**self.budget.recipe(), "carry": self.carry, **self.options, **source}
 
     def facts(self, source_digest: str) -> dict[str, Any]:
         """What the manifest tells beside tensors and losses; what is empty is left out."""
@@ -126,7 +131,7 @@ def plan_compress(
     ):
         flag = "--" + own.replace("_", "-")
         raise OptionError(f"{flag} fixes what is kept, {budget} asks to have it solved: give one of them")
-    if chosen.sees == "weights" and carry != "lossless":
+    if chosen.sees in _WHOLE and carry != "lossless":
         raise OptionError(f"--carry {carry}: method {method} keeps every tensor itself; leave it out")
     threads, device = thread_count(threads), pick(device)
     source = Path(source)
@@ -138,9 +143,9 @@ def plan_compress(
     atomic.refuse_existing(target, overwrite)
     refuse_sealed(target)
     adapter = adapters.read(checkpoint, derived=True, native=False)
-    if chosen.sees != "weights":
+    if chosen.sees not in _WHOLE:
         adapter.refuse_problems()
-    if not (checkpoint.tensors if chosen.sees == "weights" else (*adapter.modules, *adapter.vectors)):
+    if not (checkpoint.tensors if chosen.sees in _WHOLE else (*adapter.modules, *adapter.vectors)):
         raise UnsupportedError(_nothing(adapter))
     plan = CompressPlan(
         checkpoint, adapter, chosen, parsed, budget, cast("Carry", carry), target, overwrite, threads, device
@@ -184,15 +189,17 @@ def _nothing(adapter: Adapter) -> str:
 
 
 def stem(source: Path) -> str:
-    """What a source is called: a folder's name, or a file's without its suffix."""
+    """What a source is called: a folder's name, a file's without its suffix, or a repository's."""
+    if (named := names.title(source)) is not None:
+        return named
     source = source.absolute()
     return source.name if source.is_dir() else source.stem
 
 
 def default_output(source: Path) -> Path:
-    """``NAME.paring.safetensors`` beside the source."""
-    source = source.absolute()
-    return source.parent / (stem(source) + SUFFIX)
+    """``NAME.paring.safetensors`` beside the source; here, for one from the Hub."""
+    folder = source.absolute().parent if names.ref_of(source) is None else Path.cwd()
+    return folder / (stem(source) + SUFFIX)
 
 
 def outputs(sources: list[Path], folder: Path) -> list[Path]:

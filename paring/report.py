@@ -64,6 +64,20 @@ def _plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pushed(Jsonable):
+    """What was pushed to the Hub: to which repository and revision (None: main), as which commit; ``url`` is
+    where to look at it.
+    """
+
+    command: str = "push"
+    repo: str
+    url: str
+    revision: str | None = None
+    commit: str
+    files: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report(Jsonable):
     """What a command that writes did. Sizes in bytes.
 
@@ -71,7 +85,7 @@ class Report(Jsonable):
     ``bits_per_param`` is 8 ``bytes_out`` over those elements, ``error`` the total relative error of the
     updates. ``merged`` counts tensors made of several, ``carried`` names those that go along unchanged,
     ``files`` are those of the output where there are several; ``tried`` are the methods that it was chosen
-    from.
+    from, ``pushed`` is where it went on the Hub.
     """
 
     command: str
@@ -95,6 +109,7 @@ class Report(Jsonable):
     peak_rss_bytes: int | None = None
     device: str | None = None
     dry_run: bool | None = None
+    pushed: Pushed | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +203,44 @@ class Pruning(Report):
     pattern: str | None = None
     mask: str | None = None
     retraining: Retraining | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeptReport:
+    """A tensor merged with its zeros kept: its sparsity, the share ``||(1 - M) D|| / ||D||`` of the update
+    that was discarded for them, how many entries were to change, and how many rounding left as they were.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sparsity: float
+    discarded: float
+    updates: int
+    updates_lost: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparseMerge(Report):
+    """What ``merge --keep-mask`` made: :class:`KeptReport` by tensor, and the same of all together."""
+
+    kept: list[KeptReport]
+    sparsity: float
+    discarded: float
+    updates: int
+    updates_lost: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shrinking(Report):
+    """What ``shrink`` made: sizes ``before`` and ``after`` (layers, hidden, heads, ...), ``elements`` of the
+    source and ``elements_left``; ``checked`` says whether transformers has tried to load it.
+    """
+
+    before: dict[str, int]
+    after: dict[str, int]
+    elements: int
+    elements_left: int
+    checked: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from paring.checkpoint import Checkpoint
 from paring.errors import BadFileError, OptionError, UnsupportedError
 from paring.finetuned.plan import compress
 from paring.finetuned.table import holds_delta
+from paring.hub.names import parse
+from paring.hub.reading import located
 from paring.merging import verb
 from paring.merging.planning import check
 from paring.merging.recipes.stored import inputs_of, request_of
@@ -21,7 +23,13 @@ from paring.merging.record import RECIPE
 from paring.merging.single import How
 from paring.packed import Packed, open_source
 from paring.plan import plan_compress
+from paring.pruning import plan as pruning
+from paring.pruning import run as pruned
+from paring.pruning import stored
+from paring.pruning.request import inputs_of as inputs_to_prune
 from paring.report import Report
+from paring.shrinking.cuts import request_from
+from paring.shrinking.run import shrink
 from paring.untrusted import parse_json
 
 _BLOCK = 1 << 20  # bytes
@@ -49,8 +57,8 @@ def rerun(
             version = str(opened.facts.get("tool", "")).removeprefix("paring ")
             report = _compress(opened, made, output, how, source, device)
         else:
-            version, report = _merge(opened, made, output, how, device)
-        told = {item.name: getattr(report, item.name) for item in fields(report)}
+            version, report = _repeat(opened, made, output, how, device)
+        told = {item.name: getattr(report, item.name) for item in fields(Report)}
         told["warnings"] = list(report.warnings)
         if version != paring.__version__:
             text = f"{made} was made by paring {version or '?'}, this is {paring.__version__}"
@@ -69,11 +77,15 @@ def _refuse_kind(made: Path, output: Path) -> None:
         raise OptionError(f"-o {output}: {made} is {what}")
 
 
-def _merge(opened: Checkpoint, made: Path, output: Path, how: How, device: str) -> tuple[str, Report]:
+def _repeat(opened: Checkpoint, made: Path, output: Path, how: How, device: str) -> tuple[str, Report]:
     text = opened.metadata.get(RECIPE)
     if text is None:
         raise UnsupportedError(f"{made} holds no recipe: paring did not make it, or it was saved again since")
     recipe = parse_json(text.encode(), f"{made}: its recipe")
+    if recipe.get("command") == "shrink":
+        return str(recipe.get("paring", "")), _shrink(recipe, made, output, how)
+    if recipe.get("command") == "prune":
+        return str(recipe.get("paring", "")), _prune(recipe, made, output, how, device)
     if recipe.get("command") != "merge":
         raise UnsupportedError(f"{made} was made by {recipe.get('command')}, which cannot be repeated")
     request = request_of(recipe, str(made))
@@ -91,15 +103,42 @@ def _merge(opened: Checkpoint, made: Path, output: Path, how: How, device: str) 
     return str(recipe.get("paring", "")), report
 
 
+def _shrink(recipe: Mapping[str, Any], made: Path, output: Path, how: How) -> Report:
+    """A model that parts were taken out of."""
+    asked = request_from(recipe, str(made))
+    places = {
+        key: str(_find(made, [Path(name)], name))
+        for key, name in (("model", asked.model), ("fisher", asked.fisher))
+        if name is not None
+    }
+    return shrink(
+        asked, output, overwrite=how.overwrite, dry_run=how.dry_run, threads=how.threads, places=places
+    )
+
+
+def _prune(recipe: Mapping[str, Any], made: Path, output: Path, how: How, device: str) -> Report:
+    request = stored.request_of(recipe, str(made))
+    places = {name: str(_find(made, [Path(name)], name)) for name in inputs_to_prune(request)}
+    planned = pruning.plan_prune(
+        request, output, overwrite=how.overwrite, threads=how.threads, device=device, places=places
+    )
+    with planned.checkpoint:
+        return pruned.run(planned, dry_run=how.dry_run, memory=how.memory)
+
+
 def _compress(opened: Packed, made: Path, output: Path, how: How, source: Path | None, device: str) -> Report:
     facts = opened.facts
     origin, method = facts.get("source"), facts.get("method")
     options = dict(facts.get("recipe") or {})
+    repository = options.pop("source", None)
     if not isinstance(origin, dict) or not isinstance(method, str) or "carry" not in options:
         raise UnsupportedError(f"{made} does not say how it was made")
     file = Path(origin["name"])
     stem = made.name.removesuffix(".safetensors").removesuffix(".paring")
-    path = source or _find(made, [file, Path(stem) / file, Path(stem)], origin["name"])
+    where = Path(located(source)) if source else None
+    if where is None and repository is not None:
+        where = Path(located(repository))
+    path = where or _find(made, [file, Path(stem) / file, Path(stem)], origin["name"])
     budget = Budget(*(options.pop(name, None) for name in ("ratio", "error", "bits_per_param")))
     carry = options.pop("carry")
     if holds_delta(opened):
@@ -134,6 +173,8 @@ def _find(made: Path, candidates: Sequence[Path], name: str) -> Path:
         for candidate in candidates:
             if (home / candidate).exists():
                 return home / candidate
+    if parse(name) is not None:
+        return Path(located(name))
     where = "there" if Path(name).is_absolute() else f"here or in {homes[1]}"
     raise BadFileError(
         f"{made} was made of {name}, which is not {where} any more: put it back, or link to it"

@@ -9,7 +9,7 @@ from paring import registry
 from paring.errors import BadValueError, OptionError
 from paring.kernels.reconstruction import cpu, reference
 from paring.pruning.matrix import Budget, Inputs, Matrix, select
-from paring.pruning.refitting import lost, refit
+from paring.pruning.refitting import damped, lost, refit
 from tests.pruning import case, pruned
 
 NAMES = ("wanda", "ri", "ria", "sparsegpt", "alps")
@@ -81,6 +81,55 @@ def loop_sparsegpt(W, X, budget, block, damp=0.01):
     return mask, np.where(mask, W, 0)
 
 
+def loop_alps(W, X, budget, rho=0.1, damp=0.01):
+    """Algorithm 1 as the paper has it, of (in, out), with an inverse a round; the mask."""
+    H = (X @ X.T / X.shape[1]).astype(np.float32).astype(np.float64)
+    H += damp * np.diag(H).mean() * np.eye(len(H))
+    scale = np.sqrt(np.diag(H))
+    H, dense = H / np.outer(scale, scale), (W * scale).T.astype(np.float64)
+
+    def best(values):
+        return select(np.abs(values.T).astype(np.float32), budget).T
+
+    def begin():
+        mask = best(dense)
+        return np.where(mask, dense, 0), np.zeros_like(dense), mask
+
+    D, V, last = begin()
+    settled, kept = False, last.sum()
+    for i in range(300):
+        B = np.linalg.solve(H + rho * np.eye(len(H)), H @ dense - V + rho * D)
+        D = np.where(best(B + V / rho), B + V / rho, 0)
+        V = V + rho * (B - D)
+        if (i + 1) % 3 == 0:
+            mask = D != 0
+            change, last = (mask ^ last).sum(), mask
+            if change > 0.1 * kept:
+                rho, settled = rho * 1.3, True
+            elif change > 0.005 * kept:
+                rho, settled = rho * 1.2, True
+            elif not settled:
+                rho /= 5
+                D, V, last = begin()
+            elif change > 0:
+                rho *= 1.1
+            else:
+                break
+            if settled and i + 1 >= 30 and change < 3e-4 * kept:
+                break
+    return last.T
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_alps_is_the_papers_loop(budget, seed):
+    matrix, X = case(seed=seed)
+    mask, weights = pruned("alps", matrix, budget, steps=200)
+    np.testing.assert_array_equal(mask, loop_alps(matrix.weights, X, budget))
+    best = refit(weights, matrix.weights, mask, matrix.inputs.gram, tolerance=1e-8)
+    np.testing.assert_allclose(weights, best, rtol=1e-2, atol=1e-2)
+
+
 def test_wanda_is_the_papers_loop():
     matrix, X = case()
     mask, weights = pruned("wanda", matrix, Budget(13, row=True))
@@ -150,6 +199,17 @@ def test_dead_inputs_that_are_kept_stay_as_they_were(name):
     kept = mask[:, 4]
     assert kept.any()
     np.testing.assert_allclose(weights[kept, 4], matrix.weights[kept, 4], rtol=1e-5)
+
+
+def test_damping_is_a_share_of_living_inputs():
+    gram = np.diag(np.array([4, 0, 0, 2], np.float32))
+    np.testing.assert_allclose(np.diag(damped(gram, 0.1)), [4.3, 0.3, 0.3, 2.3])
+
+
+def test_sparsegpt_without_damping_takes_dead_inputs_too():
+    matrix, _ = case(tokens=400, dead=(3, 4))
+    mask, weights = pruned("sparsegpt", matrix, Budget(31, row=True), damp=0.0)
+    assert kept_right(mask, Budget(31, row=True)) and np.isfinite(weights).all()
 
 
 def test_who_loses_less():

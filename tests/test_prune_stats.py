@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from paring.api import prune
+from paring.api import prune, rerun
 from paring.checkpoint import open_checkpoint, write_safetensors
 from paring.cli import paring as command
 from paring.dtypes import Stored, from_f32
@@ -236,6 +236,15 @@ def test_the_command(tmp_path, model, stats):
     assert recipe["refit"] is True and recipe["scope"] == "tensor" and "outliers" not in recipe
     warned = CliRunner().invoke(command, [*words, "--overwrite"], catch_exceptions=False)
     assert warned.exit_code == 0 and "does not look at --stats" in warned.output
+
+
+@pytest.mark.parametrize("more", [{"refit": True}, {"allocate": "owl", "spread": 0.3}])
+def test_runs_with_statistics_are_repeated(tmp_path, model, stats, more):
+    prune(model, tmp_path / "out", method="wanda", sparsity=".4", stats=stats, **more)
+    assert rerun(tmp_path / "out", tmp_path / "again").same
+    plain = prune(model, tmp_path / "plain", method="wanda", sparsity=".4", stats=stats)
+    with open_checkpoint(tmp_path / "again") as again, open_checkpoint(tmp_path / "plain") as other:
+        assert again.digest() != other.digest() and plain.zeros
 
 
 def test_the_default_scope_is_the_methods(tmp_path, model, stats):

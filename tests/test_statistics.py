@@ -102,6 +102,8 @@ def test_what_was_not_measured_is_named(tmp_path):
     stats = open_stats(put(tmp_path / "s.safetensors"))
     with pytest.raises(BadFileError, match=r"v\.weight and 1 more"):
         stats.covers([Q, "v.weight", "o.weight"])
+    with pytest.raises(BadFileError, match="for another model"):
+        stats.covers(["v.weight", "o.weight"])
     with pytest.raises(BadFileError, match=r"v\.weight"):
         stats.inputs("v.weight")
 
@@ -123,7 +125,11 @@ def forge(path, *, tensors=None, metadata=None, **facts):
 
 
 def entry(**change):
-    return [{"name": Q, "n": 4, "tensors": {Q: [6, 4]}, **change}]
+    """The inputs as they are, the first of them changed."""
+    told = [
+        {"name": e.name, "n": e.n, "tensors": {k: list(v) for k, v in e.tensors.items()}} for e in MEASURED
+    ]
+    return [told[0] | change, *told[1:]]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +144,7 @@ def entry(**change):
         {"model": {"sha256": 3}},
         {"inputs": 3},
         {"inputs": [3]},
-        {"inputs": entry()},
+        {"inputs": entry()[1:]},
         {"inputs": entry(n=-4)},
         {"inputs": entry(n=True)},
         {"inputs": entry(n=1 << 40)},
@@ -146,7 +152,7 @@ def entry(**change):
         {"inputs": entry(tensors={Q: [6, 5]})},
         {"inputs": entry(tensors={Q: "64"})},
         {"inputs": entry(tensors={Q: [4]})},
-        {"inputs": entry() + entry()},
+        {"inputs": entry()[:1] + entry()},
         {"tensors": {f"{Q}.norms": None}},
         {"tensors": {f"{Q}.norms": Stored("F32", np.ones(5, np.float32))}},
         {"tensors": {f"{Q}.norms": Stored("F64", np.ones(4))}},
@@ -158,6 +164,21 @@ def entry(**change):
 def test_metadata_and_shapes_are_checked_when_opened(tmp_path, forged):
     with pytest.raises(BadFileError, match=r"s\.safetensors"):
         open_stats(forge(tmp_path / "s.safetensors", **forged))
+
+
+def test_what_is_forged_is_otherwise_sound(tmp_path):
+    assert open_stats(forge(tmp_path / "s.safetensors", inputs=entry())).inputs(K).tokens == 9
+
+
+@pytest.mark.parametrize("value", [-1, np.nan, np.inf])
+def test_norms_are_checked_without_products_too(tmp_path, value):
+    path = put(tmp_path / "s.safetensors", gram=False)
+    with open_checkpoint(path) as file:
+        held, told = {name: file.read(name) for name in file}, file.metadata
+    held[f"{Q}.norms"] = Stored("F32", np.array([1, 1, 1, value], np.float32))
+    write_safetensors(path, held, told, overwrite=True)
+    with pytest.raises(BadFileError, match=r"q\.weight: its norms"):
+        open_stats(path).inputs(K)
 
 
 def test_two_inputs_of_one_matrix_are_refused(tmp_path):

@@ -19,8 +19,8 @@ import numpy as np
 from paring import lowrank
 from paring.adapters.view import LowRank, Vector
 from paring.coding import Factors
-from paring.dtypes import Stored, first_nonfinite, from_f32
-from paring.errors import BadValueError, OptionError, UnsupportedError
+from paring.dtypes import Stored, from_f32, refuse_nonfinite
+from paring.errors import OptionError, UnsupportedError
 from paring.merging.chunks import on_cpu
 from paring.merging.inputs import (
     Model,
@@ -80,8 +80,8 @@ def merge(
         rule: Result = method.function(view, **options)
         merged = _merge_all(view, rule, joints, outcome)
         tensors = {name: tensor for part in merged for name, tensor in part.tensors.items()}
-        write(outcome, joints, tensors, {part.joint.name: part.rank or 1 for part in merged}, carried)
-    energy = sum(part.energy for part in merged)
+        ranks = {part.joint.name: part.rank or 1 for part in merged}
+        write(outcome, joints, tensors, ranks, carried, [part.report() for part in merged], _error(merged))
     return Report(
         command="merge",
         inputs=[str(model.path) for model in models],
@@ -90,7 +90,7 @@ def merge(
         recipe={**request.recipe(), "options": options},
         bytes_in=sum(model.checkpoint.nbytes for model in models),
         bytes_out=None if dry_run else outcome.nbytes(),
-        error=None if dry_run else (sum(part.lost for part in merged) / energy) ** 0.5 if energy else 0.0,
+        error=None if dry_run else _error(merged),
         carried=[CarriedReport(name, tensor.nbytes, "carried unchanged") for name, tensor in carried.items()],
         modules=[part.report() for part in merged],
         warnings=warnings,
@@ -165,8 +165,7 @@ def _carried(models: Sequence[Model], policy: str) -> dict[str, Stored]:
                 f"result gets: name {some[0].path} first, or add --carried drop"
             )
         first = some[0].checkpoint.read(name)
-        if first_nonfinite(first) is not None:
-            raise BadValueError(f"{some[0].path}: {name} holds NaN or infinity: get or train it again")
+        refuse_nonfinite(first, name, some[0].path)
         for other in some[1:] if policy == "refuse" else ():
             info = other.checkpoint.tensors[name]
             if (info.dtype, info.shape) != (first.dtype, first.shape) or (
@@ -216,6 +215,12 @@ class Merged:
     def report(self) -> ModuleReport:
         error = (self.lost / self.energy) ** 0.5 if self.energy else 0.0
         return ModuleReport(self.joint.name, self.joint.shape, self.rank, error=error)
+
+
+def _error(merged: Sequence[Merged]) -> float:
+    """The relative error of all updates together."""
+    energy = sum(part.energy for part in merged)
+    return (sum(part.lost for part in merged) / energy) ** 0.5 if energy else 0.0
 
 
 def _merge_all(view: Models, rule: Result, joints: Sequence[Joint], outcome: Outcome) -> list[Merged]:

@@ -1,13 +1,15 @@
-"""What a result tells of itself: metadata, configuration, tokenizer, model card, recipe."""
+"""What a result tells of itself beside tensors: metadata with its recipe, configuration, tokenizer."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+
+from paring.bitmasks import cleaned
 
 #: the files of a tokenizer
 TOKENIZER = (
@@ -28,6 +30,15 @@ def metadata(donor: Mapping[str, str], recipe: Mapping[str, Any]) -> dict[str, s
     return {"format": "pt", **told, RECIPE: json.dumps(recipe, sort_keys=True, ensure_ascii=False)}
 
 
+def beside(folder: Path) -> list[Path]:
+    """What lies in the checkpoint folder ``folder`` and goes with its configuration, by name."""
+    return [
+        found
+        for found in sorted(folder.iterdir())
+        if any(fnmatchcase(found.name, pattern) for pattern in BESIDE)
+    ]
+
+
 def copy_beside(
     donor: Path, folder: Path, dtype: str | None, changes: Mapping[str, Any] | None = None
 ) -> list[str]:
@@ -36,16 +47,18 @@ def copy_beside(
     With ``dtype`` (``bfloat16``) the configuration says so; ``changes`` are made in it, mappings key by key.
     """
     names = []
-    for found in sorted(donor.iterdir()):
-        if any(fnmatchcase(found.name, pattern) for pattern in BESIDE):
-            if found.is_dir():
-                shutil.copytree(found, folder / found.name, dirs_exist_ok=True)  # a run taken up again
-            else:
-                shutil.copyfile(found, folder / found.name)
-            names.append(found.name)
+    for found in beside(donor):
+        if found.is_dir():
+            shutil.copytree(found, folder / found.name, dirs_exist_ok=True)  # a run taken up again
+        else:
+            shutil.copyfile(found, folder / found.name)
+        names.append(found.name)
     config = folder / "config.json"
-    if (dtype or changes) and config.exists():
-        told = json.loads(config.read_text(encoding="utf-8"))
+    if config.exists():
+        before = json.loads(config.read_text(encoding="utf-8"))
+        told = cleaned(before)
+        if told == before and not dtype and not changes:
+            return names
         if dtype:
             told.pop("torch_dtype", None)
             told["dtype"] = dtype
@@ -62,36 +75,3 @@ def replaceable(output: Path, single: bool) -> list[str] | None:
     ours = (*BESIDE, "model*.safetensors", "model.safetensors.index.json", "README.md")
     found = (path for path in output.iterdir() if any(fnmatchcase(path.name, some) for some in ours))
     return [path.name + "/" * path.is_dir() for path in found]
-
-
-def card(recipe: Mapping[str, Any], library: str, facts: Sequence[str]) -> str:
-    """A model card in the Hub's form, of what a command's recipe made."""
-    command = str(recipe.get("command", "merge"))
-    verb = {"merge": "Merged", "prune": "Pruned"}.get(command, command)
-    models = [str(model) for model in recipe.get("models", [recipe.get("model", "")])]
-    base = recipe.get("base") or recipe.get("into")
-    listed = [Path(str(name)).name for name in ([base] if base else []) + models]
-    return "\n".join(
-        [
-            "---",
-            f"library_name: {library}",
-            "tags:",
-            f"- {command}",
-            "- paring",
-            "---",
-            f"# {' + '.join(Path(model).name for model in models)}",
-            "",
-            f"{verb} by paring, method `{recipe.get('method')}`.",
-            "",
-            "Made of: " + ", ".join(f"`{name}`" for name in listed) + ".",
-            "",
-            *(f"- {fact}" for fact in facts),
-            "",
-            "The recipe, which `paring rerun` repeats:",
-            "",
-            "```json",
-            json.dumps(recipe, indent=2, sort_keys=True, ensure_ascii=False),
-            "```",
-            "",
-        ]
-    )

@@ -11,6 +11,7 @@ from paring.kernels import pruning as kernels
 from paring.kernels.pruning import Bits, Sums
 from paring.pruning import allocating, owl, sparsity
 from paring.pruning.cutting import Cut, Pool, cuts, cuts_of
+from paring.pruning.masks import MaskFile
 from paring.pruning.matrix import Budget, Mask
 from paring.pruning.plan import PrunePlan
 from paring.pruning.reading import F32, Piece, Reader, keyed, slabs, spans
@@ -38,6 +39,8 @@ def decider(
         budgets = {**budgets, **_lamp(plan, reader)}
     if plan.request.allocate == "owl":
         budgets = {**budgets, **owl.budgets(plan, reader, stats)}
+    if plan.given is not None:
+        return _by_mask(plan, reader, plan.given)
     if plan.by_bits:
         return _by_bits(plan, reader, budgets, todo, masked)
     scorer = Scorer(plan, reader, stats, budgets)
@@ -100,6 +103,16 @@ def _by_bits(
             sums += kernels.cut(short[start:stop], dtype, first, out.view(np.uint16)[start:stop], plan.device)
             start = stop
         return above(short & np.uint16(0x7FFF), cut, number) if masked else None, sums
+
+    return Decider(lambda index: list(spans(index, plan.targets[index])), work)
+
+
+def _by_mask(plan: PrunePlan, reader: Reader, mask: MaskFile) -> Decider:
+    """What a mask says."""
+
+    def work(piece: Piece, bits: Bits, out: Bits) -> tuple[Mask, Sums]:
+        keep = mask.read(plan.targets[piece.index].name, piece.start, piece.stop)
+        return keep, kernels.masked(bits, reader.values(piece, bits), keep, out)
 
     return Decider(lambda index: list(spans(index, plan.targets[index])), work)
 

@@ -11,15 +11,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from paring.checkpoint import Checkpoint, open_checkpoint
-from paring.dtypes import numel
-from paring.errors import BadFileError, ParingError
+from paring.dtypes import FLOATS, numel
+from paring.errors import BadFileError, ParingError, UnsupportedError
 from paring.merging.sources import Weights
+from paring.pruning.tensors import Left, Target
 from paring.resumable import Shard, shards
 from paring.untrusted import parse_json
 
@@ -41,14 +42,16 @@ class Masked(Protocol):
 
 def layout(path: Path, tensors: Sequence[Masked], facts: Mapping[str, str]) -> Shard:
     """The file of a mask, before its bits."""
-    specs = []
-    for tensor in tensors:
-        size = numel(tensor.shape) // max(1, tensor.stack)
-        specs.append((tensor.name, "U8", (tensor.stack, -(-size // 8))))
-    told = json.dumps({tensor.name: list(tensor.shape) for tensor in tensors}, ensure_ascii=False)
-    metadata = {"format": FORMAT, "version": VERSION, "shapes": told, **facts}
-    (shard,) = shards(specs, path.stem, 1 << 62, metadata)
+    found, metadata = specs(tensors)
+    (shard,) = shards(found, path.stem, 1 << 62, {**metadata, **facts})
     return shard
+
+
+def specs(tensors: Sequence[Masked]) -> tuple[list[tuple[str, str, tuple[int, int]]], dict[str, str]]:
+    """Name, dtype and shape of everything in a mask's file, and its metadata."""
+    found = [(t.name, "U8", (t.stack, -(-numel(t.shape) // max(1, t.stack) // 8))) for t in tensors]
+    told = json.dumps({tensor.name: list(tensor.shape) for tensor in tensors}, ensure_ascii=False)
+    return found, {"format": FORMAT, "version": VERSION, "shapes": told}
 
 
 def place(size: int, number: int, start: int) -> int:
@@ -93,6 +96,11 @@ class MaskFile:
             done = end
         return out
 
+    def apply(self, name: str, start: int, bits: npt.NDArray[Any]) -> None:
+        """Set to zero what is masked of stored ``bits``, which begin at entry ``start`` of a tensor."""
+        if name in self.shapes:
+            bits[~self.read(name, start, start + len(bits))] = 0
+
     def digest(self) -> str:
         """What tells masks apart: of names, shapes and bits."""
         return self.checkpoint.digest()
@@ -133,3 +141,23 @@ def open_mask(path: str | Path) -> MaskFile:
             raise BadFileError(f"{path}: {name} is no mask of a tensor {shape}")
         shapes[name] = tuple(shape)
     return MaskFile(checkpoint, shapes)
+
+
+def of_mask(mask: MaskFile, checkpoint: Checkpoint) -> tuple[list[Target], list[Left]]:
+    """The tensors of a model that a mask is for, and the others. Which axis is the input does not matter.
+
+    Raises BadFileError for another model's mask, UnsupportedError for tensors that hold no numbers to prune.
+    """
+    infos = checkpoint.tensors
+    mask.refuse_other({name: info.shape for name, info in infos.items()}, checkpoint.path)
+    targets = []
+    for name, shape in sorted(mask.shapes.items()):
+        if infos[name].dtype not in FLOATS:
+            raise UnsupportedError(f"{checkpoint.path}: {name} is {infos[name].dtype}, no numbers to prune")
+        stack = mask.stack(name)
+        rows = shape[1] if stack > 1 and len(shape) > 1 else shape[0]
+        targets.append(
+            Target(name, shape, infos[name].dtype, stack, rows, numel(shape) // stack // rows, False)
+        )
+    left = [Left(name, info.nbytes, "not masked") for name, info in infos.items() if name not in mask.shapes]
+    return targets, left

@@ -31,6 +31,10 @@ class Piece:
     start: int
     stop: int
 
+    def nbytes(self, dtype: str) -> int:
+        """What it takes as stored."""
+        return (self.stop - self.start) * itemsize(dtype)
+
 
 class Reader:
     """The targets of one checkpoint, read by pieces. Safe from several threads."""
@@ -43,7 +47,8 @@ class Reader:
     def bits(self, piece: Piece) -> Bits:
         """The entries as stored, in memory of this thread's until it reads again."""
         target = self.targets[piece.index]
-        return self.source.read(target.name, piece.start, piece.stop, self.buffer("read", piece))
+        buffer = self.buffer("read", piece.nbytes(target.dtype))
+        return self.source.read(target.name, piece.start, piece.stop, buffer)
 
     def values(self, piece: Piece, bits: Bits | None = None) -> F32:
         """The entries in fp32 ``(n,)``. Raises BadValueError, with the tensor, for NaN and infinity."""
@@ -62,9 +67,8 @@ class Reader:
             "for fp32: this model is broken, get or train it again"
         )
 
-    def buffer(self, what: str, piece: Piece) -> npt.NDArray[np.uint8]:
-        """Memory of this thread for a piece as stored, one for each use."""
-        need = (piece.stop - piece.start) * itemsize(self.targets[piece.index].dtype)
+    def buffer(self, what: str, need: int) -> npt.NDArray[np.uint8]:
+        """``need`` bytes of this thread's memory, one buffer for each use."""
         held: npt.NDArray[np.uint8] = getattr(self._local, what, np.empty(0, np.uint8))
         if len(held) < need:
             held = np.empty(need, np.uint8)

@@ -31,7 +31,7 @@ def damped(gram: F32, damp: float) -> F64:
 
 def refit(
     weights: F32, dense: F32, mask: Mask, gram: F32, *,
-    damp: float = 0.01, iterations: int = 100, tolerance: float = 1e-5,
+    damp: float = 0.01, iterations: int = 100, tolerance: float = 1e-4,
 ) -> F32:  # fmt: skip
     """The weights ``(out, in)``, fp32, zero where ``mask (out, in)`` is false, whose outputs on the
     calibration's inputs are nearest to those of ``dense (out, in)``.

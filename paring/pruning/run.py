@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import struct
 import time
@@ -14,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from paring import atomic
+from paring import atomic, describing
 from paring.devices import free_memory
 from paring.dtypes import STORAGE, itemsize
 from paring.errors import OptionError
 from paring.kernels.pruning import Sums
 from paring.merging import record
 from paring.merging.models import SPAN
-from paring.merging.sources import state_of
+from paring.outputs import fingerprint, write_index
 from paring.pruning import masks
 from paring.pruning.allocating import BY_DATA
 from paring.pruning.deciding import decider, pieces_of
@@ -29,7 +27,8 @@ from paring.pruning.plan import PrunePlan
 from paring.pruning.reading import Piece, Reader
 from paring.pruning.statistics import Statistics, open_stats
 from paring.report import CarriedReport, ModuleReport, Pruning, peak_rss_bytes
-from paring.resumable import Staging, index_of, staged
+from paring.resumable import Staging, staged
+from paring.stream import in_order
 
 _log = logging.getLogger("paring")
 _NOTE = struct.Struct("<qqqdd")
@@ -48,7 +47,7 @@ def run(plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None) ->
     reader = Reader(plan.checkpoint, plan.targets, plan.threads)
     try:
         fit(plan, reader, memory)
-        name = fingerprint(plan)
+        name = _run_of(plan)
         mask = plan.mask if plan.mask is None or not masks.made_by(plan.mask, name) else None
         if mask is not None:
             atomic.refuse_existing(mask, plan.overwrite)
@@ -73,14 +72,14 @@ def run(plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None) ->
     return _report(plan, started, sums)
 
 
-def fingerprint(plan: PrunePlan) -> str:
+def _run_of(plan: PrunePlan) -> str:
     """What tells this run from others: recipe, device, mask; what there is to know of every input file."""
     told: list[Any] = [plan.recipe, plan.options, plan.method.name, plan.device, str(plan.mask)]
-    told += state_of(plan.checkpoint)
-    if plan.stats is not None:
-        status = plan.stats.stat()
-        told.append([plan.stats.name, status.st_size, status.st_mtime_ns])
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    for file in (plan.stats, None if plan.given is None else plan.given.path):
+        if file is not None:
+            status = file.stat()
+            told.append([file.name, status.st_size, status.st_mtime_ns])
+    return fingerprint(told, [plan.checkpoint])
 
 
 def fit(plan: PrunePlan, reader: Reader, memory: int | None) -> None:
@@ -91,7 +90,7 @@ def fit(plan: PrunePlan, reader: Reader, memory: int | None) -> None:
     need = 0
     for index, target in enumerate(plan.targets):
         stored, size = itemsize(target.dtype), min(target.size, SPAN)
-        if plan.by_bits and plan.request.allocate not in BY_DATA:
+        if plan.given is not None or (plan.by_bits and plan.request.allocate not in BY_DATA):
             each = 2 * stored + 8
         elif plan.method.unit == "tensor" or plan.request.refit:
             size, each = target.size, 2 * stored + 40 + 24 * target.inn // max(1, target.out)
@@ -120,20 +119,22 @@ def _statistics(plan: PrunePlan) -> Statistics | None:
 
 def _carry(plan: PrunePlan, reader: Reader, staging: Staging) -> None:
     """Copy what is left alone, bit for bit, by spans."""
-    buffer = np.empty(0, np.uint8)
-    for left in plan.left:
-        if left.name in staging.done:
-            continue
-        info = plan.checkpoint.tensors[left.name]
-        size = itemsize(info.dtype)
-        if len(buffer) < min(info.nbytes, SPAN * 2):
-            buffer = np.empty(SPAN * 2, np.uint8)
-        checksum, step = 0, SPAN * 2 // size
-        for start in range(0, info.numel, step):
-            stop = min(start + step, info.numel)
-            bits = np.ascontiguousarray(reader.source.read(left.name, start, stop, buffer))
-            checksum += staging.write(left.name, start, bits)
-        staging.complete(left.name, checksum % 2**64)
+    todo = [left.name for left in plan.left if left.name not in staging.done]
+    parts: list[tuple[str, int, int]] = []
+    for name in todo:
+        info = plan.checkpoint.tensors[name]
+        step = SPAN * 2 // itemsize(info.dtype)
+        parts += [(name, start, min(start + step, info.numel)) for start in range(0, info.numel, step)]
+
+    def copy(part: tuple[str, int, int]) -> int:
+        bits = reader.source.read(*part, reader.buffer("read", SPAN * 2))
+        return staging.write(part[0], part[1], np.ascontiguousarray(bits))
+
+    sums = dict.fromkeys(todo, 0)
+    for (name, _, _), checksum in zip(parts, in_order(copy, parts, reader.threads), strict=True):
+        sums[name] += checksum
+    for name, total in sums.items():
+        staging.complete(name, total % 2**64)
 
 
 def _prune(
@@ -152,7 +153,7 @@ def _prune(
     def one(piece: Piece) -> tuple[int, int, Sums]:
         target = plan.targets[piece.index]
         bits = reader.bits(piece)
-        out = reader.buffer("write", piece).view(STORAGE[target.dtype])
+        out = reader.buffer("write", piece.nbytes(target.dtype)).view(STORAGE[target.dtype])
         keep, sums = decide.work(piece, bits, out)
         part = 0
         if kept is not None:
@@ -194,19 +195,18 @@ def _beside(plan: PrunePlan, staging: Staging, sums: Mapping[str, Sums]) -> None
     folder = staging.folder
     if plan.checkpoint.path.is_dir():
         record.copy_beside(plan.checkpoint.path, folder, None)
-    if len(plan.files) > 1:
-        index = json.dumps(index_of(plan.files), indent=2) + "\n"
-        (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+    write_index(plan.files, folder)
     total = sum(sums.values(), Sums())
     elements = sum(target.numel for target in plan.targets)
     facts = [
-        f"{total.zeros:,} of {elements:,} entries of {len(plan.targets)} tensors are zero "
-        f"({total.zeros / elements:.2%}); {len(plan.left)} tensors are unchanged",
-        f"relative error of the pruned weights: {_error(total):.4f}",
+        ("zero entries", f"{total.zeros:,} of {elements:,} ({total.zeros / elements:.2%})"),
+        ("tensors pruned", f"{len(plan.targets):,}"),
+        ("tensors unchanged", f"{len(plan.left):,}"),
+        ("relative error of the pruned weights", f"{_error(total):.4f}"),
     ]
     if plan.request.of:
-        facts.append(f"keeps {plan.request.keep} of every {plan.request.of} neighbours along the inputs")
-    text = record.card(plan.recipe, "transformers", facts)
+        facts.append(("of neighbours along the inputs", f"keeps {plan.request.keep} of {plan.request.of}"))
+    text = describing.pared(plan.recipe, folder, facts, plan.checkpoint.path)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -233,14 +233,14 @@ def _report(
         target.name for target in plan.targets
         if (own := (sums or {}).get(target.name)) and own.before > target.numel - own.kept
     ]  # fmt: skip
-    if already:
+    if already and plan.given is None:
         more = f" and {len(already) - 1} more tensors" if len(already) > 1 else ""
         warnings.append(f"{already[0]}{more} had more zeros already than were to be made")
     return Pruning(
         command="prune",
         inputs=[str(plan.checkpoint.path)],
         output=str(plan.output),
-        method=plan.method.name,
+        method=plan.method.name if plan.given is None else "mask",
         recipe={**plan.recipe, "options": plan.options},
         bytes_in=plan.checkpoint.nbytes,
         bytes_out=plan.bytes_out,

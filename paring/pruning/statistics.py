@@ -89,7 +89,12 @@ class Statistics:
 
     def covers(self, names: Iterable[str]) -> None:
         """Raise BadFileError for the first of ``names`` that was not measured."""
-        missing = [name for name in names if name not in self.measured]
+        wanted = list(names)
+        missing = [name for name in wanted if name not in self.measured]
+        if missing and len(missing) == len(wanted):
+            raise BadFileError(
+                f"{self.path} is for another model: it has no statistics of {missing[0]}, or of any other"
+            )
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise BadFileError(

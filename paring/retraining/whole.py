@@ -19,6 +19,7 @@ from paring.errors import OptionError
 from paring.language import folder_of
 from paring.loading import PathLike
 from paring.pruning import masks, plan, run
+from paring.pruning.request import Request
 from paring.report import Pruning
 from paring.retraining import text
 from paring.retraining.run import load, retrain
@@ -37,7 +38,7 @@ class Job:
 
 
 def prune_and_retrain(
-    request: plan.Request,
+    request: Request,
     output: PathLike,
     job: Job,
     *,
@@ -89,7 +90,7 @@ def prune_and_retrain(
     )  # fmt: skip
 
 
-def _refuse_other_masks(request: plan.Request, recipe: str, options: Mapping[str, Any]) -> None:
+def _refuse_other_masks(request: Request, recipe: str, options: Mapping[str, Any]) -> None:
     """Recipes that choose masks anew know whole tensors and one pattern, nothing else."""
     anew = recipe in ("pst", "pdp") or options.get("relax") or options.get("cycles", 1) > 1
     several = any(":" in str(budget) for budget in (request.budgets or {}).values())

@@ -9,6 +9,8 @@ for 16-bit floats, ``gpu.py`` torch: all agree to the bit.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -43,50 +45,40 @@ class Sums:
         )  # fmt: skip
 
 
+def _for(scores: Any) -> ModuleType:
+    return import_module(f"{__name__}.{'gpu' if hasattr(scores, 'is_cuda') else 'cpu'}")
+
+
 def counts(bits: U16, device: str = "cpu") -> Counts:
     """How often each of the 32,768 magnitudes is among 16-bit floats ``bits (n,)``: ``(32768,)``."""
-    if device != "cpu":
-        from paring.kernels.pruning import gpu
+    if device == "cpu":
+        from paring.kernels.pruning import bits as code
 
-        return gpu.counts(bits, device)
-    from paring.kernels.pruning import bits as code
-
-    return code.counts(bits)
+        return code.counts(bits)
+    found: Counts = import_module(f"{__name__}.gpu").counts(bits, device)
+    return found
 
 
 def cut(bits: U16, dtype: str, first: int, out: U16, device: str = "cpu") -> Sums:
     """Fill ``out (n,)`` with ``bits (n,)`` of BF16 or F16, zero where the magnitude's bits are below
     ``first``."""
-    if device != "cpu":
-        from paring.kernels.pruning import gpu
+    if device == "cpu":
+        from paring.kernels.pruning import bits as code
 
-        return gpu.cut(bits, dtype, first, out, device)
-    from paring.kernels.pruning import bits as code
-
-    return code.cut(bits, dtype, first, out)
+        return code.cut(bits, dtype, first, out)
+    found: Sums = import_module(f"{__name__}.gpu").cut(bits, dtype, first, out, device)
+    return found
 
 
 def best(scores: Any, keep: int) -> Any:
-    """The mask ``(rows, width)`` of the ``keep`` largest of each row."""
-    if hasattr(scores, "is_cuda"):
-        from paring.kernels.pruning import gpu
-
-        return gpu.best(scores, keep)
-    from paring.kernels.pruning import cpu
-
-    return cpu.best(scores, keep)
+    """The mask ``(rows, width)`` of the ``keep`` largest of each row; a torch tensor's is one, too."""
+    return _for(scores).best(scores, keep)
 
 
 def grouped(scores: Any, keep: int, of: int) -> Any:
     """The mask ``(rows, width)`` of the ``keep`` largest of every ``of`` neighbours in a row; ``of`` divides
     the width."""
-    if hasattr(scores, "is_cuda"):
-        from paring.kernels.pruning import gpu
-
-        return gpu.best(scores.reshape(-1, of), keep).reshape(scores.shape)
-    from paring.kernels.pruning import cpu
-
-    return cpu.grouped(scores, keep, of)
+    return _for(scores).grouped(scores, keep, of)
 
 
 def masked(bits: Bits, values: F32, keep: Mask, out: Bits) -> Sums:

@@ -11,8 +11,7 @@ from paring.kernels.machine import Machine
 from paring.kernels.pruning import BINS, U16, Counts, Sums
 
 _TABLES = 4
-_BLOCK = 2048
-_LANES = 8
+_LANES = 512  # squares are added up side by side: only then loops become vectors
 
 
 def _count(bits: Any, n: Any, tables: Any) -> None:
@@ -39,34 +38,26 @@ def counts(bits: U16) -> Counts:
 
 
 def _cut(bits: Any, n: Any, first: Any, shift: Any, gain: Any, sums: Any, found: Any, out: Any) -> None:
-    # sums: lanes of what is dropped, then lanes of all. numba widens whatever it can: all is cast back
-    magnitude = np.uint32(0x7FFF)
-    for begin in range(0, n, 2048):
-        m = min(2048, n - begin)
+    # sums: of every place in a block what is dropped, then all. numba widens whatever it can: all is cast
+    # back, or vectors would hold half as much
+    for begin in range(0, n, 512):
+        m = min(512, n - begin)
         kept = np.uint32(0)
         zeros = np.uint32(0)
-        for p in range(begin, begin + m):
-            size = np.uint32(np.uint32(bits[p]) & magnitude)
+        for p in range(m):
+            size = np.uint32(np.uint32(bits[begin + p]) & np.uint32(0x7FFF))
             stays = np.uint32(size >= first)
             kept = np.uint32(kept + stays)
             zeros = np.uint32(zeros + np.uint32(size == np.uint32(0)))
-            out[p] = np.uint16(np.uint32(bits[p]) * stays)
+            out[begin + p] = np.uint16(np.uint32(bits[begin + p]) * stays)
         found[0] += np.int64(kept)
         found[1] += np.int64(zeros)
-        whole = begin + m - m % 8
-        for p in range(begin, whole, 8):
-            for j in range(8):
-                size = np.uint32(np.uint32(bits[p + j]) & magnitude)
-                x = np.float32(np.uint32(size << shift).view(np.float32) * gain)
-                square = np.float64(x) * np.float64(x)
-                sums[8 + j] += square
-                sums[j] += square * np.float64(np.uint32(size < first))
-        for p in range(whole, begin + m):
-            size = np.uint32(np.uint32(bits[p]) & magnitude)
+        for p in range(m):
+            size = np.uint32(np.uint32(bits[begin + p]) & np.uint32(0x7FFF))
             x = np.float32(np.uint32(size << shift).view(np.float32) * gain)
             square = np.float64(x) * np.float64(x)
-            sums[8] += square
-            sums[0] += square * np.float64(np.uint32(size < first))
+            sums[512 + p] += square
+            sums[p] += square if size < first else 0.0
 
 
 _run_cut = Machine(

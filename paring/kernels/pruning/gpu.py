@@ -39,3 +39,7 @@ def best(scores: torch.Tensor, keep: int) -> torch.Tensor:
     last = torch.argsort(scores, dim=1, stable=True)[:, scores.shape[1] - keep :]
     mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     return mask.scatter_(1, last, True)
+
+
+def grouped(scores: torch.Tensor, keep: int, of: int) -> torch.Tensor:
+    return best(scores.reshape(-1, of), keep).reshape(scores.shape)
