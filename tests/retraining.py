@@ -65,7 +65,7 @@ def model(kind: str = "llama", seed: int = 0) -> Any:
     if kind in ("bert", "encoder"):
         config = transformers.BertConfig(
             vocab_size=size, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-            max_position_embeddings=64, pad_token_id=3,
+            max_position_embeddings=64, pad_token_id=3, initializer_range=0.3,
         )  # fmt: skip
         return (transformers.BertForMaskedLM if kind == "bert" else transformers.BertModel)(config)
     return transformers.LlamaForCausalLM(

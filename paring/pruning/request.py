@@ -67,6 +67,10 @@ def inputs_of(request: Request) -> list[str]:
 def check(request: Request) -> tuple[Method, dict[str, Any], Fraction | None]:
     """What options alone can tell: the method, its options and the sparsity, parsed. Raises OptionError."""
     method = registry.load("prune", request.method)
+    if method.sees == "model":
+        raise OptionError(
+            f"--method {method.name} retrains what is pruned: --retrain {method.name} --data TEXT"
+        )
     options = method.parse(request.options or {})
     for option, value, allowed in (
         ("scope", request.scope, (None, *get_args(Scope))), ("tail", request.tail, get_args(Tail)),

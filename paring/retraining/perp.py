@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,13 +71,19 @@ def _train(pupil: Pupil, how: Perp, label: str) -> None:
         alpha=how.alpha, seed=pupil.seed,
     )  # fmt: skip
     if how.checkpointing:
-        pupil.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        _checkpoint(pupil.model)
     pupil.notes["trained"] = subset.count
     _log.info("%s: training %d of %d parameters", label, subset.count, pupil.parameters)
     losses = pupil.fit(subset.named, how.size, how.fit.part(how.cycles), label)
     pupil.notes.setdefault("losses", []).extend(losses)
     pupil.changed |= subset.changed()
     pupil.beside = subset.merge()
+
+
+def _checkpoint(model: Any) -> None:
+    """Compute activations twice rather than keep them; transformers has renamed the switch."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 @torch.no_grad()
