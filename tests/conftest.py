@@ -60,3 +60,14 @@ def tiny(tmp_path_factory):
     from tests.shrinking import made_in
 
     return made_in(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(params=["xet", "lfs"])
+def transport(request: pytest.FixtureRequest, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How bytes travel: xet or LFS; for this process and those it starts."""
+    if request.param != "xet":
+        import huggingface_hub.constants
+
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    return str(request.param)

@@ -44,7 +44,7 @@ def xet_token(hub: HubServer, request: Request, name: str, kind: str, revision: 
     commit_of(repo, revision)
     if not hub.xet:
         raise Refused(404, "this hub has no xet", "Unknown")
-    address, expires = f"local://{hub.store.xet}", str(int(time.time()) + 3600)
+    address, expires = f"local://{hub.store.turn(request.process)}", str(int(time.time()) + 3600)
     told = {"casUrl": address, "accessToken": "xet-only", "exp": int(expires)}
     headers = {"X-Xet-Cas-Url": address, "X-Xet-Access-Token": "xet-only", "X-Xet-Token-Expiration": expires}
     return Answer.of(told, **headers)

@@ -59,6 +59,12 @@ class Request:
         scheme, _, token = self.headers.get("Authorization", "").partition(" ")
         return token if scheme == "Bearer" else None
 
+    @property
+    def process(self) -> str:
+        """Which process asks, by what the client calls its session."""
+        match = re.search(r"session_id/(\w+)", self.headers.get("User-Agent", ""))
+        return match[1] if match else "any"
+
     def json(self) -> Any:
         return json.loads(self.body)
 

@@ -2,8 +2,8 @@
 
 Bytes pushed over LFS or within a commit lie in ``blobs/``. Bytes pushed over xet lie in the local store that
 the client's own wheel keeps (``local://DIR``): a commit names them by SHA-256, a download by xet hash, and
-the store's shards say which is which. That store is no promise of the wheel's: ``tests/test_hub_server.py``
-fails loudly when it changes.
+the store's shards say which is which. Only one process can have the store open, so processes take turns.
+None of this is a promise of the wheel's: ``tests/test_hub_server.py`` fails loudly when it changes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import struct
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ _RECORD = 48  # bytes of every record of a shard
 _VERIFIED, _EXTENDED = 1 << 31, 1 << 30  # flags of a file: records of checks follow, and one of its SHA-256
 
 
+_OPENING = 1.0  # seconds from a token to the store being opened with it, at most
 _NUMBERS = itertools.count()  # no two commits are the same, as no two moments are
 
 
@@ -76,11 +78,35 @@ class Store:
         self.lock = threading.RLock()
         (folder / "blobs").mkdir(parents=True)
         (folder / "parts").mkdir()
+        self._xet = folder / "cas"
+        self._turns = threading.Lock()
+        self._holder: str | None = None
+        self._given = 0.0
+        self._shards: dict[str, dict[str, tuple[str, int]]] = {}
 
-    @property
-    def xet(self) -> Path:
-        """The folder of the xet store."""
-        return self.folder / "cas"
+    def turn(self, process: str) -> Path:
+        """The folder of the xet store, once no other process has it open, or is about to open it."""
+        with self._turns:
+            until = time.monotonic() + 60
+            while self._holder not in (None, process) and time.monotonic() < until:
+                if not self._is_open() and time.monotonic() > self._given + _OPENING:
+                    break
+                time.sleep(0.02)
+            self._holder, self._given = process, time.monotonic()
+        return self._xet
+
+    def _is_open(self) -> bool:
+        """Whether a process holds the lock of the store's database; where this cannot be told, no."""
+        try:
+            status = (self._xet / "xet" / "xorbs" / "global_dedup_lookup.redb").stat()
+            held = Path("/proc/locks").read_text()
+        except OSError:
+            return False
+        return f":{status.st_ino} " in held
+
+    def xet_bytes(self) -> int:
+        """How many bytes the xet store takes."""
+        return sum(path.stat().st_size for path in (self._xet / "xet" / "xorbs" / "xorbs").iterdir())
 
     def create(self, name: str, *, private: bool = False) -> Repo:
         repo = self.repos[name] = Repo(name, private)
@@ -116,27 +142,34 @@ class Store:
         import hf_xet
 
         partial = path.with_name(f".{path.name}.{threading.get_ident()}")
-        session = hf_xet.XetSession()
-        with session.new_file_download_group(endpoint=f"local://{self.xet}") as group:
+        with hf_xet.XetSession().new_file_download_group(endpoint=f"local://{self._xet}") as group:
             group.start_download_file(hf_xet.XetFileInfo(*found), str(partial))
         partial.replace(path)
 
     def xet_hashes(self) -> dict[str, tuple[str, int]]:
         """SHA-256 -> xet hash and size, of all files in the xet store."""
-        found = {}
-        for shard in (self.xet / "xet" / "xorbs" / "shards").glob("*.mdb"):
-            raw = shard.read_bytes()
-            at = _RECORD  # behind the shard's own header
-            while raw[at : at + 32] != b"\xff" * 32:
-                name = raw[at : at + 32]
-                flags, count = struct.unpack_from("<II", raw, at + 32)
-                segments = range(at + _RECORD, at + _RECORD * (1 + count), _RECORD)
-                size = sum(struct.unpack_from("<I", raw, segment + 36)[0] for segment in segments)
-                at += _RECORD * (1 + count * (2 if flags & _VERIFIED else 1))
-                if flags & _EXTENDED:
-                    found[_hex(raw[at : at + 32])] = _hex(name), size
-                    at += _RECORD
+        found: dict[str, tuple[str, int]] = {}
+        for shard in (self._xet / "xet" / "xorbs" / "shards").glob("*.mdb"):
+            if shard.name not in self._shards:
+                self._shards[shard.name] = _files_in(shard.read_bytes())
+            found |= self._shards[shard.name]
         return found
+
+
+def _files_in(shard: bytes) -> dict[str, tuple[str, int]]:
+    """SHA-256 -> xet hash and size, of the files that a shard tells of."""
+    found = {}
+    at = _RECORD  # behind the shard's own header
+    while shard[at : at + 32] != b"\xff" * 32:
+        name = shard[at : at + 32]
+        flags, count = struct.unpack_from("<II", shard, at + 32)
+        segments = range(at + _RECORD, at + _RECORD * (1 + count), _RECORD)
+        size = sum(struct.unpack_from("<I", shard, segment + 36)[0] for segment in segments)
+        at += _RECORD * (1 + count * (2 if flags & _VERIFIED else 1))
+        if flags & _EXTENDED:
+            found[_hex(shard[at : at + 32])] = _hex(name), size
+            at += _RECORD
+    return found
 
 
 def _hex(raw: bytes) -> str:

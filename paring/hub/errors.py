@@ -26,10 +26,9 @@ def reporting(what: str, *, hint: str = "") -> Iterator[None]:
         yield
     except ParingError:
         raise
-    except RuntimeError as error:  # what an upload in a thread of its own wraps its error in
-        if not isinstance(error.__cause__, client.errors()):
-            raise
-        raise HubError(sentence(error.__cause__, what) + hint) from error
+    except RuntimeError as error:  # an upload's error, wrapped by its thread; or one of xet's own
+        cause = error.__cause__ if isinstance(error.__cause__, client.errors()) else error
+        raise HubError(sentence(cause, what) + hint) from error
     except client.errors() as error:
         raise HubError(sentence(error, what) + hint) from error
 
@@ -47,6 +46,8 @@ def sentence(error: BaseException, what: str) -> str:
         return _down(error, what)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no room for {what}: the disk of the Hub's cache is full (HF_HOME says where it is)"
+    if isinstance(error, RuntimeError):
+        return _xet(error, what)
     if isinstance(error, ValueError):
         return _value(error, what)
     return f"{what}: the Hub's client failed ({type(error).__name__}: {_one_line(error)})"
@@ -162,6 +163,10 @@ def _offline(error: Any, what: str) -> str:
     return (
         f"{what}: this needs the Hub, and --offline or HF_HUB_OFFLINE forbids it: leave it out, or unset it"
     )
+
+
+def _xet(error: Any, what: str) -> str:
+    return f"{what}: xet failed ({_one_line(error)}): try again, or with HF_HUB_DISABLE_XET=1, another way"
 
 
 def _value(error: Any, what: str) -> str:
