@@ -202,3 +202,25 @@ def test_a_dry_run_writes_nothing(tmp_path):
     report = prune(model, tmp_path / "out", sparsity=".5", dry_run=True, save_mask=mask)
     assert (report.dry_run, report.zeros, report.elements) == (True, None, ELEMENTS)
     assert names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+@pytest.mark.parametrize("options", [
+    {"scope": "global"}, {}, {"scope": "row"}, {"keep": 2, "of": 4, "sparsity": None},
+])  # fmt: skip
+def test_other_devices_keep_the_same(tmp_path, monkeypatch, dtype, options):
+    """torch's kernels, on whatever torch has here."""
+    import torch
+
+    from paring.pruning import plan
+
+    model = put(tmp_path / "model", arrays(), dtype)
+    how = {"sparsity": ".37", **options}
+    first = prune(model, tmp_path / "a", **how)
+    there = "cuda" if torch.cuda.is_available() else "cpu:0"
+    monkeypatch.setattr(plan, "pick", lambda device: there)
+    second = prune(model, tmp_path / "b", **how)
+    assert (first.zeros, second.device) == (second.zeros, there)
+    assert second.error == pytest.approx(first.error)
+    a, b = read(tmp_path / "a"), read(tmp_path / "b")
+    assert all(a[name].tobytes() == b[name].tobytes() for name in a)

@@ -67,15 +67,14 @@ def best(scores: F32, keep: int) -> Mask:
 
 @jit()
 def _grouped(bits: Any, keep: Any, of: Any, out: Any) -> None:
-    keys = np.empty(of, np.uint32)
     for begin in range(0, len(bits), of):
-        for i in range(of):
-            keys[i] = _key(bits[begin + i])
-        for i in range(of):
-            above = 0
-            for j in range(of):
-                above += (keys[j] > keys[i]) | ((keys[j] == keys[i]) & (j > i))
-            out[begin + i] = above < keep
+        for i in range(begin, begin + of):
+            above, own = 0, _key(bits[i])
+            for j in range(begin, i):
+                above += _key(bits[j]) > own
+            for j in range(i + 1, begin + of):
+                above += _key(bits[j]) >= own
+            out[i] = above < keep
 
 
 def grouped(scores: F32, keep: int, of: int) -> Mask:
@@ -84,24 +83,21 @@ def grouped(scores: F32, keep: int, of: int) -> Mask:
     return out
 
 
-@jit()
+@jit(fastmath={"reassoc", "contract"})
 def _masked(bits: Any, values: Any, keep: Any, out: Any, found: Any) -> Any:
     kept = before = zeros = 0
     lost = total = 0.0
-    nothing = bits[:1] ^ bits[:1]
+    nothing = bits[0] ^ bits[0]
     for i in range(len(bits)):
-        stays = keep[i]
+        out[i] = bits[i] if keep[i] else nothing
+    for i in range(len(bits)):
+        stays, zero = keep[i], values[i] == _ZERO
         square = np.float64(values[i]) * np.float64(values[i])
         total += square
+        lost += np.float64(not stays) * square
         kept += stays
-        before += values[i] == _ZERO
-        if stays:
-            out[i] = bits[i]
-            zeros += values[i] == _ZERO
-        else:
-            out[i] = nothing[0]
-            zeros += 1
-            lost += square
+        before += zero
+        zeros += zero | (not stays)
     found[0], found[1], found[2] = kept, before, zeros
     return lost, total
 
