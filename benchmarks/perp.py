@@ -1,10 +1,10 @@
 """What retraining recovers after pruning: PERP against full retraining, on books that none of them has seen.
 
-SmolLM2-135M-Instruct, pruned by magnitude in every matrix of its blocks (50 %, 60 %, 2:4), is retrained on four
-novels of Jane Austen and three fifths of the Brown corpus; learning rates are chosen on another novel and
-another fifth (``--tune``); perplexity is reported on ``Persuasion`` and the last fifth. The control is the
-dense model with the same training, so that learning the domain does not count as recovery. Every row runs in
-a process of its own, for its memory and so that a run that was stopped goes on where it was.
+SmolLM2-135M-Instruct, pruned by magnitude in every matrix of its blocks (50 %, 60 %, 2:4), is retrained on
+four novels of Jane Austen and three fifths of the Brown corpus; learning rates are chosen on another novel
+and another fifth (``--tune``); perplexity is reported on ``Persuasion`` and the last fifth. The control is
+the dense model with the same training, so that learning the domain does not count as recovery. Every row
+runs in a process of its own, for its memory and so that a run that was stopped goes on where it was.
 
     python -m benchmarks.perp --rows five     # the 50 % rows that fit 45 minutes of two cores
     python -m benchmarks.perp                 # all rows: for a GPU
@@ -116,7 +116,7 @@ def corpora() -> dict[str, Path]:
 
 def pruned_folder(kind: str) -> Path:
     """SmolLM2 with every matrix of its blocks pruned by magnitude, exactly as much as ``kind`` says."""
-    dense = smollm.model_folder()
+    dense = smollm.model()
     home = data_root() / "perp" / f"pruned-{kind.replace(':', 'of').replace('%', '')}"
     if home.is_dir():
         return home
@@ -146,7 +146,8 @@ def losses(folder: Path, part: str, count: int, device: str) -> dict[str, F64]:
     from paring.retraining import text
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.eval().to(device)
     found = {}
     for source in PARTS:
         windows = text.windows(tokenizer, text.read(corpora_root() / part / source), LENGTH)
@@ -179,7 +180,7 @@ def run(row: Row, quick: bool, part: str, windows: int) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(thread_count(None))
     data = corpora()["train"]
-    folder = smollm.model_folder() if row.pruned is None else pruned_folder(row.pruned)
+    folder = smollm.model() if row.pruned is None else pruned_folder(row.pruned)
     options = dict(row.options)
     if quick:
         options |= {name: 2 for name in ("steps", "reconstruct") if name in options}
@@ -191,7 +192,7 @@ def run(row: Row, quick: bool, part: str, windows: int) -> dict[str, Any]:
             started = time.perf_counter()
             report = retrain(
                 folder, Path(scratch, "out"), data=data, recipe=row.recipe, options=options,
-                dense=smollm.model_folder(), length=LENGTH, pattern=(2, 4) if row.pruned == "2:4" else None,
+                dense=smollm.model(), length=LENGTH, pattern=(2, 4) if row.pruned == "2:4" else None,
                 device=device, threads=thread_count(None),
             )  # fmt: skip
             folder = Path(scratch, "out")
@@ -260,7 +261,7 @@ def table(found: dict[str, Any]) -> str:
 def recovered(
     row: dict[str, Any], bare: dict[str, Any], full: dict[str, Any], draws: int = 2000
 ) -> tuple[float, float]:
-    """The share of full retraining's gain in loss that ``row`` has, and its standard error (paired bootstrap)."""
+    """The share of full retraining's gain in loss that ``row`` has; its standard error (paired bootstrap)."""
     rng = np.random.default_rng(0)
     whole = np.zeros(2)
     drawn = np.zeros((draws, 2))

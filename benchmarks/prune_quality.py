@@ -1,6 +1,7 @@
 """What pruning costs a language model: perplexity of SmolLM2-135M on Austen, by method.
 
     python -m benchmarks.prune_quality [--only "wanda,alps"] [--windows 24] [--samples 64] [--json FILE]
+        [--json FILE]
 
 The model is calibrated once, dense, on the Brown corpus (``paring calibrate --gram``); each method then
 prunes the checkpoint to half, or to two of four, and the result is evaluated as ``paring eval`` does, by
@@ -64,7 +65,7 @@ def statistics(samples: int, threads: int, **sequential: Any) -> Path:
     path = HOME / f"stats-{samples}{'-' + told if told else ''}.safetensors"
     if not path.exists():
         calibrate(
-            smollm.model_folder(), smollm.brown(), path, gram=True, samples=samples, window=WINDOW,
+            smollm.model(), smollm.brown(), path, gram=True, samples=samples, window=WINDOW,
             threads=threads, **sequential,
         )  # fmt: skip
     return path
@@ -86,7 +87,7 @@ def run(
         stats = statistics(samples, threads)
     out = HOME / "pruned"
     begun = time.perf_counter()
-    prune(smollm.model_folder(), out, method=case.method, stats=stats, overwrite=True, threads=threads,
+    prune(smollm.model(), out, method=case.method, stats=stats, overwrite=True, threads=threads,
           **amount, **case.options)  # fmt: skip
     seconds = time.perf_counter() - begun
     return evaluated(out, windows, threads), seconds
@@ -109,7 +110,7 @@ def main() -> None:
     HOME.mkdir(parents=True, exist_ok=True)
     out = Console(width=130, highlight=False)
     out.print(describe("torch", "transformers"))
-    dense = evaluated(smollm.model_folder(), asked.windows, asked.threads)
+    dense = evaluated(smollm.model(), asked.windows, asked.threads)
     found: list[dict[str, Any]] = [{"case": "dense", "perplexity": dense.perplexity, "nlls": dense.nlls}]
     table = Table(
         "amount", "method", "perplexity", "loses, nats", "against the line above", "s", box=box.SIMPLE_HEAD

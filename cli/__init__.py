@@ -19,6 +19,11 @@ for _library in ("OPENBLAS", "MKL", "VECLIB"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
 
+# the Hub's client says nothing beside us: see paring.hub.client
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+
+
 class Commands(click.Group):
     """Sub-commands by file name; a file whose name begins with an underscore is none."""
 

@@ -31,6 +31,19 @@ device = click.option(
 )
 
 
+def _go_offline(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    from paring.hub.client import go_offline
+
+    if value:
+        go_offline()
+
+
+offline = click.option(
+    "--offline", is_flag=True, expose_value=False, callback=_go_offline,
+    help="Take from the Hub only what was downloaded before.",
+)  # fmt: skip
+
+
 class Bytes(click.ParamType[int]):
     """A size in bytes: ``5GB``, ``300MiB``, ``2e9``."""
 

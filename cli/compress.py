@@ -10,10 +10,12 @@ import click
 
 from paring import registry
 from paring.cli import _common as common
+from paring.cli import _hub as hub
 from paring.cli import _methods as methods
 from paring.errors import OptionError, ParingError
 
 if TYPE_CHECKING:
+    from paring.hub.pushing import Push
     from paring.report import ModuleReport, Report
 
 _DEFAULT = "spectral"
@@ -51,10 +53,13 @@ _BUDGETS = ("ratio", "error", "bits_per_param")
 @common.device
 @common.dry_run
 @common.overwrite
+@hub.pushes
+@common.offline
 @common.shown
 def command(
     adapters: tuple[str, ...],
     output: str | None,
+    push: Push | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -74,14 +79,16 @@ def command(
     arguments = methods.arguments("compress", given)
     sources = [Path(adapter) for adapter in adapters]
     if registry.load("compress", arguments["method"]).sees == "adapters":
-        return _pool(adapters, output, arguments, as_json, quiet, verbose)
+        return _pool(adapters, output, arguments, push, as_json, quiet, verbose)
     if len(sources) > 1 or (output is not None and Path(output).is_dir()) or (output or "").endswith("/"):
-        return _many(sources, output, arguments, as_json, quiet, verbose)
+        return _many(sources, output, arguments, push, as_json, quiet, verbose)
     report = _one(sources[0], Path(output) if output else None, arguments, quiet, verbose)
+    report = hub.published(report, push, quiet=quiet, verbose=verbose)
     if as_json:
         common.print_json(report)
     elif not quiet:
         _show(report, verbose)
+        hub.show(report.pushed)
     return 0
 
 
@@ -89,6 +96,7 @@ def _pool(
     adapters: tuple[str, ...],
     output: str | None,
     arguments: dict[str, Any],
+    push: Push | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -101,10 +109,12 @@ def _pool(
     with common.progress(f"pooling {len(adapters)} adapters", quiet=quiet, verbose=verbose):
         report = api.compress(adapters, output, **arguments)
     assert isinstance(report, PoolReport)
+    report = hub.published(report, push, quiet=quiet, verbose=verbose)
     if as_json:
         common.print_json(report)
     elif not quiet:
         pools.show(report, verbose)
+        hub.show(report.pushed)
     return 0
 
 
@@ -119,6 +129,7 @@ def _many(
     sources: list[Path],
     output: str | None,
     arguments: dict[str, Any],
+    push: Push | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -144,13 +155,21 @@ def _many(
             raise
         except ParingError as error:
             failures.append((source, str(error)))
+    made = [Path(report.output) for report in reports if report.output and not report.dry_run]
+    there = hub.pushed(made, push, quiet=quiet, verbose=verbose) if push and made else None
     if as_json:
         failed = [{"input": str(source), "error": text} for source, text in failures]
         common.print_json(
-            {"command": "compress", "reports": [r.to_json() for r in reports], "failures": failed}
+            {
+                "command": "compress",
+                "reports": [r.to_json() for r in reports],
+                "failures": failed,
+                **({"pushed": there.to_json()} if there else {}),
+            }
         )
     elif not quiet:
         _show_many(reports)
+        hub.show(there)
     for source, text in failures:
         click.secho(f"failed: {source}: {text}", fg="red", err=True)
     return 1 if failures else 0

@@ -34,6 +34,7 @@ _ROWS = 6
 @click.option("--adapter-scale", type=float, default=1.0, metavar="S", help="Multiply every update by this.")
 @common.dry_run
 @common.overwrite
+@common.offline
 @common.shown
 def command(
     adapter: str, output: str, as_json: bool, quiet: bool, verbose: bool, debug: bool, **given: Any

@@ -17,6 +17,7 @@ from paring.cli import _common as common
 @click.option("--dtype", metavar="fp64|fp32|fp16|bf16", help="Cast to this.  [default: as in the source]")
 @common.threads
 @common.overwrite
+@common.offline
 @common.shown
 def command(
     packed: str, output: str, adapter: str | None, base: str | None, dtype: str | None,

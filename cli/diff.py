@@ -25,6 +25,7 @@ _ROWS = 20
 @click.option("--plot", metavar="OUT.png", help="Draw it; .svg and .pdf too. Needs paring[plot].")
 @common.threads
 @common.overwrite
+@common.offline
 @common.shown
 def command(
     models: tuple[str, ...], as_json: bool, quiet: bool, verbose: bool, debug: bool, **given: Any

@@ -36,6 +36,7 @@ _ROWS = 6
 @common.device
 @common.dry_run
 @common.overwrite
+@common.offline
 @common.shown
 def command(
     tuned: str, as_json: bool, quiet: bool, verbose: bool, debug: bool, output: str, **given: Any

@@ -21,6 +21,7 @@ _ROWS = 12
     "--plot", metavar="PICTURE", help="Draw which adapters of a pool share what (.png, .svg, .pdf)."
 )
 @common.overwrite
+@common.offline
 @common.shown
 def command(
     file: str, plot: str | None, overwrite: bool, as_json: bool, quiet: bool, verbose: bool, debug: bool

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from paring.cli import _common as common
+from paring.cli import _hub as hub
 from paring.cli import _methods as methods
 
 if TYPE_CHECKING:
+    from paring.hub.pushing import Push
     from paring.report import Report, SparseMerge
 
 _DEFAULT = "linear"
@@ -18,7 +21,7 @@ _RECIPES = (".yaml", ".yml")
 #: what may stand beside a recipe: nothing that changes a bit of the result
 _BESIDE = (
     "models", "output", "threads", "memory", "device", "dry_run", "overwrite", "as_json", "quiet", "verbose",
-    "debug",
+    "debug", *hub.NAMES,
 )  # fmt: skip
 #: the options of a search
 _SPACE = ("trials", "low", "high", "anchors", "search_seed", "minimise")
@@ -80,12 +83,15 @@ _SPACE = ("trials", "low", "high", "anchors", "search_seed", "minimise")
 @common.device
 @common.dry_run
 @common.overwrite
+@hub.pushes
+@common.offline
 @common.shown
 def command(
     models: tuple[str, ...],
     output: str,
     weights: str | None,
     score: str | None,
+    push: Push | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -110,7 +116,7 @@ def command(
     )
     space = {name: given.pop(name) for name in _SPACE}
     if score is not None:
-        return _search(models, output, score, space, weights, as_json, quiet, verbose, given)
+        return _search(models, output, score, space, weights, push, as_json, quiet, verbose, given)
     if any(model.endswith(_RECIPES) for model in models):
         _refuse_beside(models)
         how = {name: given[name] for name in ("threads", "memory", "device", "dry_run", "overwrite")}
@@ -121,10 +127,12 @@ def command(
         parsed = None if weights is None else parsing.parse(weights, len(models), 1.0)
         with common.progress(f"merging {len(models)} models", quiet=quiet, verbose=verbose):
             report = api.merge(models, output, weights=parsed, **arguments)
+    report = hub.published(report, push, quiet=quiet, verbose=verbose)
     if as_json:
         common.print_json(report)
     elif not quiet:
         _show(report, verbose)
+        hub.show(report.pushed)
     return 0
 
 
@@ -134,6 +142,7 @@ def _search(
     score: str,
     space: dict[str, Any],
     weights: str | None,
+    push: Push | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -149,6 +158,8 @@ def _search(
     wanted = Space(**space, seed=seed, maximise=not minimise)
     with common.progress(f"searching {wanted.trials} trials", quiet=quiet, verbose=verbose):
         found = api.search(models, output, score, space=wanted, **methods.arguments("merge", given))
+    merged = hub.published(found.merge, push, quiet=quiet, verbose=verbose)
+    found = replace(found, merge=merged)
     if as_json:
         common.print_json(found)
     elif not quiet:
@@ -159,6 +170,7 @@ def _search(
             rows.add_row(str(trial.number), told, _numbers(trial.weights), trial.state)
         common.console().print(rows)
         _show(found.merge, verbose)
+        hub.show(found.merge.pushed)
     return 0
 
 

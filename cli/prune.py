@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paring.cli import _common as common
+from paring.cli import _hub as hub
 from paring.cli import _methods as methods
+from paring.cli import _retrain as retraining
 
 if TYPE_CHECKING:
+    from paring.hub.pushing import Push
     from paring.report import Pruning
 
 _DEFAULT = "magnitude"
@@ -19,7 +22,7 @@ _DEFAULT = "magnitude"
 
 @click.command(
     "prune",
-    cls=methods.command("prune", _DEFAULT),
+    cls=retraining.command(_DEFAULT),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.argument("model", metavar="MODEL")
@@ -66,6 +69,7 @@ _DEFAULT = "magnitude"
     "--shard-size", type=common.Bytes(), default="5GB", show_default=True, metavar="SIZE",
     help="Of an output file, at most.",
 )  # fmt: skip
+@retraining.options
 @click.option(
     "-o", "--output", required=True, metavar="OUT", help="A folder, or one file that ends in .safetensors."
 )
@@ -74,10 +78,13 @@ _DEFAULT = "magnitude"
 @common.device
 @common.dry_run
 @common.overwrite
+@hub.pushes
+@common.offline
 @common.shown
 def command(
     model: str,
     output: str,
+    push: Push | None,
     pattern: str | None,
     budget: tuple[str, ...],
     budgets: str | None,
@@ -95,6 +102,7 @@ def command(
     prune model/ --sparsity .5 -o sparse/
     prune model/ --keep 2 --of 4 --method wanda --stats stats.safetensors -o sparse/
     prune model/ --sparsity .5 --refit --stats stats.safetensors -o sparse/
+    prune model/ --sparsity .5 --retrain perp --data corpus.txt -o sparse/
     """
     from paring import api
     from paring.pruning import budgets as allotted
@@ -105,13 +113,15 @@ def command(
         if given["keep"] is not None or given["of"] is not None:
             raise click.UsageError("--pattern says what --keep and --of say: give one of them")
         given["keep"], given["of"] = sparsity.pattern(pattern)
-    arguments = methods.arguments("prune", given)
+    arguments = retraining.arguments(methods.arguments("prune", given))
     with common.progress(f"pruning {Path(model).name}", quiet=quiet, verbose=verbose):
         report = api.prune(model, output, budgets=allotted.read(budget, budgets) or None, **arguments)
+    report = hub.published(report, push, quiet=quiet, verbose=verbose)
     if as_json:
         common.print_json(report)
     elif not quiet:
         show(report, verbose)
+        hub.show(report.pushed)
     return 0
 
 
@@ -141,6 +151,8 @@ def show(report: Pruning, verbose: bool) -> None:
         rows.append(("took", f"{report.seconds:.1f} s and at most {peak} of memory, on {report.device}"))
     else:
         rows.append(("entries", f"{report.elements:,}"))
+    if report.retraining is not None:
+        rows.extend(retraining.rows(report.retraining))
     if report.mask:
         rows.append(("mask", common.short(report.mask)))
     out.print(common.facts(*rows))

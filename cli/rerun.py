@@ -18,6 +18,7 @@ from paring.cli import _common as common
 @common.device
 @common.dry_run
 @common.overwrite
+@common.offline
 @common.shown
 def command(
     made: str,

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paring.cli import _common as common
+from paring.cli import _hub as hub
 
 if TYPE_CHECKING:
+    from paring.hub.pushing import Push
     from paring.report import Shrinking
 
 _KEEP = "Keep so many, or such a share below 1."
@@ -64,9 +66,18 @@ class Numbers(click.ParamType[tuple[int, ...]]):
 @common.threads
 @common.dry_run
 @common.overwrite
+@hub.pushes
+@common.offline
 @common.shown
 def command(
-    model: str, output: str, as_json: bool, quiet: bool, verbose: bool, debug: bool, **given: Any
+    model: str,
+    output: str,
+    push: Push | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    debug: bool,
+    **given: Any,
 ) -> None:
     """Take whole parts out of MODEL: layers, neurons, heads, experts, width.
 
@@ -82,10 +93,12 @@ def command(
     click.get_current_context().call_on_close(lambda: common.tell_of_rest(output, ("resume",)))
     with common.progress(f"shrinking {model}", quiet=quiet, verbose=verbose):
         report = api.shrink(model, output, **given)
+    report = hub.published(report, push, quiet=quiet, verbose=verbose)
     if as_json:
         common.print_json(report)
     elif not quiet:
         _show(report)
+        hub.show(report.pushed)
 
 
 def _show(report: Shrinking) -> None:

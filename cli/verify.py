@@ -14,6 +14,7 @@ from paring.cli import _common as common
 @click.option("--sparsity", metavar="S", help="At least this share of what prune prunes must be zero.")
 @click.option("--keep", type=int, metavar="N", help="Groups of inputs must hold N nonzeros at most.")
 @click.option("--of", type=int, metavar="M", help="The size of those groups.")
+@common.offline
 @common.shown
 def command(
     file: str, source: str | None, base: str | None, sparsity: str | None, keep: int | None, of: int | None,

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from paring import registry
 from paring.budget import Budget
 from paring.errors import OptionError
+from paring.hub.reading import located
+from paring.hub.verbs import naming
 from paring.loading import PathLike, chosen, load, load_into, to_torch
 from paring.merging import verb
 from paring.merging.planning import Request
@@ -34,12 +36,14 @@ from paring.report import (
     Extraction,
     Inspection,
     Pruning,
+    Pushed,
     Report,
     Shrinking,
     Verification,
 )
 
 if TYPE_CHECKING:
+    from paring.card import Evaluation as Measured
     from paring.evaluating import Evaluation
     from paring.merging.search import Found, Space
     from paring.pruning.calibration import Calibration
@@ -60,6 +64,7 @@ __all__ = [
     "merge",
     "merge_recipe",
     "prune",
+    "push",
     "rerun",
     "search",
     "shrink",
@@ -68,6 +73,7 @@ __all__ = [
 ]
 
 
+@naming
 def compress(
     source: PathLike | Sequence[PathLike],
     output: PathLike | None = None,
@@ -104,7 +110,9 @@ def compress(
     from paring import compressing
 
     budget = Budget(ratio, error, bits_per_param)
-    sources = [source] if isinstance(source, str | os.PathLike) else list(source)
+    given = [source] if isinstance(source, str | os.PathLike) else source
+    sources = [located(each) for each in given]
+    base = _found(base)
     chosen = registry.load("compress", method)
     if chosen.sees == "adapters":
         if base is not None:
@@ -138,6 +146,7 @@ def compress(
         return compressing.run(plan, dry_run=dry_run)
 
 
+@naming
 def decompress(
     source: PathLike,
     output: PathLike,
@@ -159,11 +168,12 @@ def decompress(
     from paring import decompressing
 
     return decompressing.run(
-        Path(chosen(source, adapter)), Path(output), dtype=dtype, overwrite=overwrite,
-        threads=thread_count(threads), base=_text(base),
+        Path(located(chosen(source, adapter))), Path(output), dtype=dtype, overwrite=overwrite,
+        threads=thread_count(threads), base=_found(base),
     )  # fmt: skip
 
 
+@naming
 def convert(
     source: PathLike,
     output: PathLike,
@@ -186,12 +196,13 @@ def convert(
     from paring import converting
 
     request = converting.Request(
-        os.fspath(source), dialect, tuple(os.fspath(base) for base in bases), _text(names), dtype,
+        located(source), dialect, tuple(located(base) for base in bases), _text(names), dtype,
         adapter_scale,
     )  # fmt: skip
     return converting.convert(request, Path(output), overwrite=overwrite, dry_run=dry_run)
 
 
+@naming
 def merge(
     models: Sequence[PathLike],
     output: PathLike,
@@ -244,6 +255,7 @@ def merge(
     )
 
 
+@naming
 def search(
     models: Sequence[PathLike],
     output: PathLike,
@@ -276,6 +288,7 @@ def search(
     return searching.search(request, Path(output), score, space or searching.Space(), how)
 
 
+@naming
 def merge_recipe(
     recipe: PathLike,
     output: PathLike,
@@ -301,6 +314,7 @@ def merge_recipe(
     return replace(report, warnings=[*found.notes, *report.warnings])
 
 
+@naming
 def prune(
     model: PathLike,
     output: PathLike,
@@ -327,6 +341,12 @@ def prune(
     threads: int | None = None,
     memory: int | None = None,
     device: str = "auto",
+    retrain: str | None = None,
+    data: PathLike | None = None,
+    length: int = 512,
+    field: str = "text",
+    seed: int = 0,
+    retrain_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Pruning:
     """Set the least entries of a checkpoint to zero: ``sparsity`` of them (a decimal, taken as typed), or all
@@ -342,15 +362,30 @@ def prune(
     gives what stays its best values, whatever chose it. ``save_mask`` is a mask to write. ``options`` are
     those of ``method``.
 
+    ``retrain`` names a recipe (perp, reconstruct, pst, pdp) with ``retrain_options``: the result is then
+    retrained inside its mask on ``data``, a text file, a folder of them or a data set on the Hub, in windows
+    of ``length`` tokens; of lines of JSON the key ``field`` is read. ``output`` is a folder then.
+
     A run that was killed is taken up by the same call. Raises OptionError, UnsupportedError, BadFileError,
     BadValueError (NaN, infinity), OutputError.
     """
     from paring.pruning import plan, run
+    from paring.pruning import request as asking
 
-    request = plan.Request(
-        os.fspath(model), method, sparsity, keep, of, scope, allocate, lines, budgets, tuple(include),
+    request = asking.Request(
+        located(model), method, sparsity, keep, of, scope, allocate, lines, budgets, tuple(include),
         tuple(exclude), tail, _text(stats), None, shard_size, options, refit, outliers, spread,
     )  # fmt: skip
+    if retrain is not None or data is not None:
+        if retrain is None or data is None:
+            raise OptionError("--retrain and --data go together: a recipe, and the text to retrain on")
+        from paring.retraining import whole
+
+        job = whole.Job(retrain, os.fspath(data), length, field, seed, retrain_options or {})
+        return whole.prune_and_retrain(
+            request, output, job, save_mask=save_mask, overwrite=overwrite, dry_run=dry_run, threads=threads,
+            memory=memory, device=device,
+        )  # fmt: skip
     planned = plan.plan_prune(
         request, output, save_mask=save_mask, overwrite=overwrite, threads=threads, device=device
     )
@@ -358,6 +393,7 @@ def prune(
         return run.run(planned, dry_run=dry_run, memory=memory)
 
 
+@naming
 def apply_mask(
     mask: PathLike,
     model: PathLike,
@@ -374,13 +410,15 @@ def apply_mask(
     users, too. Raises as :func:`prune` does, BadFileError for another model's mask.
     """
     from paring.pruning import plan, run
+    from paring.pruning import request as asking
 
-    request = plan.Request(os.fspath(model), mask=os.fspath(mask), shard_size=shard_size)
+    request = asking.Request(located(model), mask=os.fspath(mask), shard_size=shard_size)
     planned = plan.plan_prune(request, output, overwrite=overwrite, threads=threads)
     with planned.checkpoint:
         return run.run(planned, dry_run=dry_run, memory=memory)
 
 
+@naming
 def rerun(
     made: PathLike,
     output: PathLike,
@@ -403,13 +441,42 @@ def rerun(
 
     how = How(overwrite, dry_run, threads, memory)
     where = None if source is None else Path(source)
-    return rerunning.rerun(Path(made), Path(output), how, source=where, device=device)
+    return rerunning.rerun(Path(located(made)), Path(output), how, source=where, device=device)
+
+
+def push(
+    path: PathLike | Sequence[PathLike],
+    repo: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    message: str | None = None,
+    evaluations: Sequence[Measured] = (),
+) -> Pushed:
+    """Push a folder, or files, to the repository ``repo`` of the Hub, with a card; what it has is not sent
+    again.
+
+    ``private`` says what a new repository is, ``revision`` is a branch or ``refs/pr/N``; ``create_pr`` opens
+    a pull request. ``evaluations`` are measured numbers for the card. The token is that of ``HF_TOKEN`` or
+    ``hf auth login``. Raises HubError, OptionError, BadFileError.
+    """
+    from paring.hub import pushing
+
+    paths = [path] if isinstance(path, str | os.PathLike) else path
+    wanted = pushing.Push(repo, private, revision, create_pr, message, tuple(evaluations))
+    return pushing.publish([Path(each) for each in paths], pushing.ready(wanted))
 
 
 def _text(path: PathLike | None) -> str | None:
     return None if path is None else os.fspath(path)
 
 
+def _found(path: PathLike | None) -> str | None:
+    return None if path is None else located(path)
+
+
+@naming
 def extract(
     tuned: PathLike,
     output: PathLike,
@@ -442,7 +509,7 @@ def extract(
     from paring.extracting import run as extracting
 
     request = extracting.Request(
-        os.fspath(tuned), os.fspath(base), rank, energy, max_rank, tuple(modules), embeddings, others,
+        located(tuned), located(base), rank, energy, max_rank, tuple(modules), embeddings, others,
         missing, dtype,
     )  # fmt: skip
     return extracting.extract(
@@ -450,6 +517,7 @@ def extract(
     )
 
 
+@naming
 def shrink(
     model: PathLike,
     output: PathLike,
@@ -482,7 +550,7 @@ def shrink(
     from paring.shrinking.cuts import Request as Cuts
 
     asked = Cuts(
-        os.fspath(model), layers, tuple(drop_layers), layers_by, neurons, heads, kv_heads, experts, width,
+        located(model), layers, tuple(drop_layers), layers_by, neurons, heads, kv_heads, experts, width,
         _text(fisher),
     )  # fmt: skip
     return shrinking.shrink(
@@ -490,6 +558,7 @@ def shrink(
     )
 
 
+@naming
 def diff(
     models: Sequence[PathLike],
     *,
@@ -510,18 +579,23 @@ def diff(
     """
     from paring.diffing import run as comparing
 
-    return comparing.diff(models, base=base, rank=rank, plot=plot, overwrite=overwrite, threads=threads)
+    paths = [located(model) for model in models]
+    return comparing.diff(
+        paths, base=_found(base), rank=rank, plot=plot, overwrite=overwrite, threads=threads
+    )
 
 
+@naming
 def inspect(path: PathLike, *, plot: PathLike | None = None, overwrite: bool = False) -> Inspection:
     """What is in a file, packed or not. Of a pool ``plot`` is a picture (.png, .svg, .pdf) to draw of who
     shares what, which needs matplotlib. Raises BadFileError, UnsupportedError, OptionError, OutputError.
     """
     from paring import inspecting
 
-    return inspecting.inspect(Path(path), None if plot is None else Path(plot), overwrite)
+    return inspecting.inspect(located(path), None if plot is None else Path(plot), overwrite)
 
 
+@naming
 def verify(
     path: PathLike,
     source: PathLike | None = None,
@@ -539,12 +613,13 @@ def verify(
     from paring.pruning import verifying
 
     wanted = verifying.wanted(sparsity, keep, of)
-    found = inspecting.verify(Path(path), None if source is None else Path(source), _text(base))
+    found = inspecting.verify(located(path), _found(source), _found(base))
     if wanted is not None:
-        verifying.verify(found, Path(path), *wanted)
+        verifying.verify(found, Path(located(path)), *wanted)
     return found
 
 
+@naming
 def calibrate(
     model: PathLike,
     data: PathLike,
@@ -582,11 +657,12 @@ def calibrate(
         sequential, gram=gram, method=method, sparsity=sparsity, keep=keep, of=of, options=options
     )
     return calibration.calibrate(
-        model, data, output, gram=gram, samples=samples, window=window, how=how, dtype=dtype, device=device,
-        threads=threads, overwrite=overwrite, dry_run=dry_run,
+        located(model), data, output, gram=gram, samples=samples, window=window, how=how, dtype=dtype,
+        device=device, threads=threads, overwrite=overwrite, dry_run=dry_run,
     )  # fmt: skip
 
 
+@naming
 def evaluate(
     model: PathLike,
     data: PathLike,
@@ -608,7 +684,7 @@ def evaluate(
     from paring import evaluating
 
     return evaluating.evaluate(
-        model,
+        located(model),
         data,
         window=window,
         stride=stride,

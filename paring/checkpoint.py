@@ -9,6 +9,7 @@ without reading a tensor; :meth:`Checkpoint.read` then reads one. Metadata is sh
 from __future__ import annotations
 
 import hashlib
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +18,12 @@ from pathlib import Path, PurePath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from paring import awaited
 from paring.dtypes import Stored
 from paring.errors import BadFileError, BadValueError, UnsupportedError
+from paring.folders import INDEX, choose
 from paring.safetensors_io import (
+    AWAY,
     MAX_HEADER,
     TensorInfo,
     raw_bytes,
@@ -37,20 +41,6 @@ __all__ = ["Checkpoint", "TensorInfo", "digest", "digest_sorted", "open_checkpoi
            "write_safetensors"]  # fmt: skip
 
 MAX_CONFIG = 16_000_000  # bytes of a JSON file beside a checkpoint
-_INDEX = ".index.json"
-#: what a folder is searched for, in this order, before any single .safetensors file
-_NAMES = (
-    "adapter_model.safetensors",
-    "model.safetensors",
-    "adapter_model.safetensors.index.json",
-    "model.safetensors.index.json",
-)
-_LATER_NAMES = (
-    "adapter_model.bin",
-    "pytorch_model.bin",
-    "adapter_model.bin.index.json",
-    "pytorch_model.bin.index.json",
-)
 
 
 @dataclass(eq=False)
@@ -72,16 +62,34 @@ class Checkpoint:
     index: Path | None = None
     _states: dict[Path, tuple[int, int]] = field(default_factory=dict, repr=False)
     _mapped: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    _fetching: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def read(self, name: str) -> Stored:
         """The tensor ``name``, in memory of its own and read-only.
 
         Raises KeyError for an unknown name, BadFileError when the file has changed since it was opened.
         """
+        self.fetch()
         info = self.tensors[name]
         if info.file.suffix in SUFFIXES:
             return read_torch_tensor(info, self._mapped[name], self._states[info.file])
         return read_tensor(info, self._states[info.file])
+
+    def fetch(self) -> None:
+        """Have all files here: those that are on the Hub still are downloaded, once.
+
+        Raises HubError when they cannot be, BadFileError when they are not what their headers said.
+        """
+        if AWAY not in self._states.values():
+            return
+        with self._fetching:
+            away = [file for file, state in self._states.items() if state == AWAY]
+            awaited.bring(away)
+            for file in away:
+                contents = read_contents(file)
+                if contents.tensors != tuple(info for info in self.tensors.values() if info.file == file):
+                    raise BadFileError(f"{file} is not what its header said it is: download it again")
+                self._states[file] = contents.state
 
     def digest(self) -> str:
         """:func:`digest` of all tensors, reading one at a time."""
@@ -146,14 +154,14 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if "\0" in str(path):
         raise BadFileError(f"{str(path)!r} is not a path")
     try:
-        file = _find(path) if path.is_dir() else path
-        if not file.exists():
+        file = path / choose(awaited.names_in(path), path) if path.is_dir() else path
+        if not awaited.exists(file):
             raise BadFileError(
                 f"{path} does not exist: expected a checkpoint file, or a folder that holds one"
             )
-        if not file.is_file():
+        if file.exists() and not file.is_file():
             raise BadFileError(f"{file} is not a regular file")
-        opened = _open_index(file) if file.name.endswith(_INDEX) else _open_file(file)
+        opened = _open_index(file) if file.name.endswith(INDEX) else _open_file(file)
     except OSError as error:
         raise BadFileError(f"{path} cannot be read: {error.strerror}") from None
     opened.path = path
@@ -225,27 +233,6 @@ def digest_sorted(tensors: Iterable[tuple[str, Stored]]) -> str:
     return state.hexdigest()
 
 
-def _find(folder: Path) -> Path:
-    """The file in ``folder`` that stands for its checkpoint."""
-    for name in _NAMES:
-        if (folder / name).exists():
-            return folder / name
-    indexes = sorted(folder.glob("*.safetensors" + _INDEX))
-    for kind in (indexes, sorted(folder.glob("*.safetensors"))):
-        if len(kind) > 1:
-            some = ", ".join(found.name for found in kind[:4])
-            raise BadFileError(f"{folder} holds {len(kind)} checkpoints ({some}): name the one you mean")
-        if kind:
-            return kind[0]
-    for name in _LATER_NAMES:
-        if (folder / name).exists():
-            return folder / name
-    raise BadFileError(
-        f"{folder} holds no checkpoint: looked for {', '.join(_NAMES)}, any one .safetensors file, "
-        f"{', '.join(_LATER_NAMES)}"
-    )
-
-
 def _open_file(file: Path) -> Checkpoint:
     if file.suffix in SUFFIXES:
         infos, mapped, others, state = open_torch_file(file)
@@ -253,7 +240,7 @@ def _open_file(file: Path) -> Checkpoint:
     contents = read_contents(file)
     infos = {info.name: info for info in contents.tensors}
     return Checkpoint(
-        file, (file,), infos, contents.metadata, contents.state[0], _states={file: contents.state}
+        file, (file,), infos, contents.metadata, contents.nbytes, _states={file: contents.state}
     )
 
 
@@ -300,9 +287,9 @@ def _locate_shard(index: Path, name: str) -> Path:
     if not inside.name or inside.is_absolute() or ".." in inside.parts or "\\" in name or "\0" in name:
         raise BadFileError(f"{index}: weight_map names {name!r}, which is not a file in its folder")
     file = index.parent / inside
-    if not file.is_file():
+    if not file.is_file() and awaited.awaited(file) is None:
         raise BadFileError(f"{file} is missing, though {index.name} names it: download it again")
-    if file.name.endswith(_INDEX) or file.suffix not in (".safetensors", *SUFFIXES):
+    if file.name.endswith(INDEX) or file.suffix not in (".safetensors", *SUFFIXES):
         raise UnsupportedError(f"{index}: weight_map names {name!r}, which is not a kind of checkpoint file")
     home, real = index.parent.resolve(), file.resolve()
     roots = [home, *(parent.parent / "blobs" for parent in home.parents if parent.name == "snapshots")]

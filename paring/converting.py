@@ -26,6 +26,7 @@ from paring.checkpoint import write_checked
 from paring.decompressing import CONFIG, parse_dtype
 from paring.dtypes import Stored, refuse_nonfinite
 from paring.errors import OptionError, UnsupportedError
+from paring.hub.names import told
 from paring.merging import record
 from paring.packed import open_source
 from paring.plan import refuse_sealed
@@ -55,10 +56,11 @@ class Request:
 
     def recipe(self) -> dict[str, Any]:
         """The options, to be stored in the output."""
-        told = {"command": "convert", "source": self.source, "dialect": self.dialect, "dtype": self.dtype}
-        more = {"base": list(self.bases) or None, "names": self.names}
+        told_of = {"command": "convert", "source": told(self.source), "dialect": self.dialect}
+        more = {"base": [told(base) for base in self.bases] or None, "names": self.names}
         scale = None if self.adapter_scale == 1 else self.adapter_scale
-        return {k: v for k, v in {**told, **more, "adapter_scale": scale}.items() if v is not None}
+        found = {**told_of, "dtype": self.dtype, **more, "adapter_scale": scale}
+        return {k: v for k, v in found.items() if v is not None}
 
 
 def convert(request: Request, output: str | Path, *, overwrite: bool, dry_run: bool) -> Conversion:

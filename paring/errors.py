@@ -6,7 +6,8 @@
     ├── BadValueError         NaN or infinity in a tensor, or a tensor that makes no sense here
     ├── OptionError           an option, or a combination of options, that cannot be meant
     ├── BudgetError           the size or error asked for cannot be had; says what can
-    └── OutputError           the result cannot be written where it was asked for
+    ├── OutputError           the result cannot be written where it was asked for
+    └── HubError              the Hub cannot be reached, has not what was asked for, or refuses
 
 A message is one sentence or two: what is wrong, where (file, tensor), what to do. The command line prints it
 on one line and exits with 1; a traceback is shown only with ``--debug``.
@@ -41,6 +42,13 @@ class BudgetError(ParingError, ValueError):
 
 class OutputError(ParingError, OSError):
     """The result cannot be written where it was asked for; nothing was left half written."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class HubError(ParingError, OSError):
+    """The Hub cannot be reached, has not what was asked for, or refuses; says which, and what helps."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""

@@ -91,20 +91,26 @@ def read_text(path: str | os.PathLike[str], home: Path) -> Text:
 
     Raises BadFileError, UnsupportedError without a tokenizer.
     """
-    import torch
-
     raw = read_bounded(Path(path), MAX_TEXT, "a text")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadFileError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    with _transformers() as transformers:
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(home, local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UnsupportedError(f"{home} holds no tokenizer that can be read: {_first(error)}") from None
+    import torch
+
+    tokenizer = load_tokenizer(home)
+    with _transformers():
         tokens = tokenizer(text, truncation=False)["input_ids"]
     return Text(Path(path).name, sha256(raw).hexdigest(), torch.tensor(tokens, dtype=torch.long))
+
+
+def load_tokenizer(home: Path) -> Any:
+    """The tokenizer in the folder ``home``. Raises UnsupportedError where there is none that can be read."""
+    with _transformers() as transformers:
+        try:
+            return transformers.AutoTokenizer.from_pretrained(home, local_files_only=True)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UnsupportedError(f"{home} holds no tokenizer that can be read: {_first(error)}") from None
 
 
 def window_of(asked: int | None, config: Any, default: int = 2048) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from paring.checkpoint import Checkpoint
 from paring.dtypes import Stored
 from paring.errors import BadFileError, UnsupportedError
+from paring.hub.reading import located
 from paring.packed import Packed, open_source
 from paring.plan import thread_count
 
@@ -23,7 +24,7 @@ class _Tensors(Mapping[str, "torch.Tensor"]):
     """Lazy tensors of a checkpoint or packed file."""
 
     def __init__(self, path: PathLike, threads: int | None, adapter: str | None) -> None:
-        self._source = open_source(chosen(path, adapter), thread_count(threads))
+        self._source = open_source(located(chosen(path, adapter)), thread_count(threads))
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return to_torch(self._source.read(name))
@@ -79,7 +80,7 @@ def load_into(
     """
     import peft
 
-    source = open_source(packed, thread_count(threads))
+    source = open_source(located(packed), thread_count(threads))
     config = source.config(_CONFIG)
     if config is None:
         raise UnsupportedError(f"{packed} holds no {_CONFIG}: PEFT cannot tell what to build")

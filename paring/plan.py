@@ -20,6 +20,7 @@ from paring.checkpoint import Checkpoint
 from paring.devices import pick
 from paring.dtypes import numel
 from paring.errors import OptionError, OutputError, UnsupportedError
+from paring.hub import names
 from paring.packed import Packed, open_source
 from paring.registry import Method
 
@@ -69,7 +70,9 @@ class CompressPlan:
     @property
     def recipe(self) -> dict[str, Any]:
         """The exact options, to be stored in the output."""
-        return {**self.budget.recipe(), "carry": self.carry, **self.options}
+        origin = names.ref_of(self.source.path)
+        source = {} if origin is None else {"source": str(origin)}
+        return {**self.budget.recipe(), "carry": self.carry, **self.options, **source}
 
     def facts(self, source_digest: str) -> dict[str, Any]:
         """What the manifest tells beside tensors and losses; what is empty is left out."""
@@ -186,15 +189,17 @@ def _nothing(adapter: Adapter) -> str:
 
 
 def stem(source: Path) -> str:
-    """What a source is called: a folder's name, or a file's without its suffix."""
+    """What a source is called: a folder's name, a file's without its suffix, or a repository's."""
+    if (named := names.title(source)) is not None:
+        return named
     source = source.absolute()
     return source.name if source.is_dir() else source.stem
 
 
 def default_output(source: Path) -> Path:
-    """``NAME.paring.safetensors`` beside the source."""
-    source = source.absolute()
-    return source.parent / (stem(source) + SUFFIX)
+    """``NAME.paring.safetensors`` beside the source; here, for one from the Hub."""
+    folder = source.absolute().parent if names.ref_of(source) is None else Path.cwd()
+    return folder / (stem(source) + SUFFIX)
 
 
 def outputs(sources: list[Path], folder: Path) -> list[Path]:

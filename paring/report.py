@@ -64,6 +64,20 @@ def _plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pushed(Jsonable):
+    """What was pushed to the Hub: to which repository and revision (None: main), as which commit; ``url`` is
+    where to look at it.
+    """
+
+    command: str = "push"
+    repo: str
+    url: str
+    revision: str | None = None
+    commit: str
+    files: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report(Jsonable):
     """What a command that writes did. Sizes in bytes.
 
@@ -71,7 +85,7 @@ class Report(Jsonable):
     ``bits_per_param`` is 8 ``bytes_out`` over those elements, ``error`` the total relative error of the
     updates. ``merged`` counts tensors made of several, ``carried`` names those that go along unchanged,
     ``files`` are those of the output where there are several; ``tried`` are the methods that it was chosen
-    from.
+    from, ``pushed`` is where it went on the Hub.
     """
 
     command: str
@@ -95,6 +109,7 @@ class Report(Jsonable):
     peak_rss_bytes: int | None = None
     device: str | None = None
     dry_run: bool | None = None
+    pushed: Pushed | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,21 +172,6 @@ class Extraction(Report):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pruning(Report):
-    """What ``prune`` made. Counts are over the tensors that were pruned: their ``elements``, how many were
-    zero before and are ``zeros`` now, how many the mask keeps. ``pattern`` says what groups keep.
-    """
-
-    elements: int
-    kept: int | None = None
-    zeros: int | None = None
-    zeros_before: int | None = None
-    sparsity: float | None = None
-    pattern: str | None = None
-    mask: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Retraining(Report):
     """What retraining did. ``trained`` numbers of ``parameters`` were trained; ``losses`` are those of the
     steps, ``block_errors`` relative errors before and after reconstruction; ``sparsity`` is that of the
@@ -186,6 +186,23 @@ class Retraining(Report):
     gaps: dict[str, float] | None = None
     sparsity: float | None = None
     pruned: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruning(Report):
+    """What ``prune`` made. Counts are over the tensors that were pruned: their ``elements``, how many were
+    zero before and are ``zeros`` now, how many the mask keeps. ``pattern`` says what groups keep,
+    ``retraining`` what was done after that.
+    """
+
+    elements: int
+    kept: int | None = None
+    zeros: int | None = None
+    zeros_before: int | None = None
+    sparsity: float | None = None
+    pattern: str | None = None
+    mask: str | None = None
+    retraining: Retraining | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ from paring.checkpoint import Checkpoint
 from paring.errors import BadFileError, OptionError, UnsupportedError
 from paring.finetuned.plan import compress
 from paring.finetuned.table import holds_delta
+from paring.hub.names import parse
+from paring.hub.reading import located
 from paring.merging import verb
 from paring.merging.planning import check
 from paring.merging.recipes.stored import inputs_of, request_of
@@ -24,6 +26,7 @@ from paring.plan import plan_compress
 from paring.pruning import plan as pruning
 from paring.pruning import run as pruned
 from paring.pruning import stored
+from paring.pruning.request import inputs_of as inputs_to_prune
 from paring.report import Report
 from paring.shrinking.cuts import request_from
 from paring.shrinking.run import shrink
@@ -115,7 +118,7 @@ def _shrink(recipe: Mapping[str, Any], made: Path, output: Path, how: How) -> Re
 
 def _prune(recipe: Mapping[str, Any], made: Path, output: Path, how: How, device: str) -> Report:
     request = stored.request_of(recipe, str(made))
-    places = {name: str(_find(made, [Path(name)], name)) for name in pruning.inputs_of(request)}
+    places = {name: str(_find(made, [Path(name)], name)) for name in inputs_to_prune(request)}
     planned = pruning.plan_prune(
         request, output, overwrite=how.overwrite, threads=how.threads, device=device, places=places
     )
@@ -127,11 +130,15 @@ def _compress(opened: Packed, made: Path, output: Path, how: How, source: Path |
     facts = opened.facts
     origin, method = facts.get("source"), facts.get("method")
     options = dict(facts.get("recipe") or {})
+    repository = options.pop("source", None)
     if not isinstance(origin, dict) or not isinstance(method, str) or "carry" not in options:
         raise UnsupportedError(f"{made} does not say how it was made")
     file = Path(origin["name"])
     stem = made.name.removesuffix(".safetensors").removesuffix(".paring")
-    path = source or _find(made, [file, Path(stem) / file, Path(stem)], origin["name"])
+    where = Path(located(source)) if source else None
+    if where is None and repository is not None:
+        where = Path(located(repository))
+    path = where or _find(made, [file, Path(stem) / file, Path(stem)], origin["name"])
     budget = Budget(*(options.pop(name, None) for name in ("ratio", "error", "bits_per_param")))
     carry = options.pop("carry")
     if holds_delta(opened):
@@ -166,6 +173,8 @@ def _find(made: Path, candidates: Sequence[Path], name: str) -> Path:
         for candidate in candidates:
             if (home / candidate).exists():
                 return home / candidate
+    if parse(name) is not None:
+        return Path(located(name))
     where = "there" if Path(name).is_absolute() else f"here or in {homes[1]}"
     raise BadFileError(
         f"{made} was made of {name}, which is not {where} any more: put it back, or link to it"

@@ -161,8 +161,8 @@ class Staging:
                 took = time.perf_counter() - started
 
         with ThreadPoolExecutor(1) as apart:
-            flushed = apart.submit(flush)
-            try:
+            try:  # Ctrl-C may come as soon as the thread is there
+                flushed = apart.submit(flush)
                 yield
             finally:
                 ended.set()

@@ -13,12 +13,14 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from paring.atomic import atomic_file, check_room
+from paring.awaited import awaited
 from paring.dtypes import STORAGE, Stored, from_bytes, itemsize
 from paring.errors import BadFileError, BadValueError, UnsupportedError
 from paring.untrusted import disguise, parse_json
@@ -26,6 +28,8 @@ from paring.untrusted import disguise, parse_json
 #: longest header that is read or written, in bytes; the reference implementation has the same limit
 MAX_HEADER = 100_000_000
 MAX_AXES = 64  # numpy's own limit
+#: the state of a file that is not here yet
+AWAY = (-1, -1)
 _CHUNK = 1 << 30  # some systems read or write less than 2 GiB at a time
 
 
@@ -54,10 +58,13 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What one file holds: its tensors by offset, its metadata, and its state (see :func:`file_state`)."""
+    """What one file holds: its tensors by offset, its metadata, its size in bytes, and its state (see
+    :func:`file_state`; ``AWAY`` for one that is not here yet).
+    """
 
     tensors: tuple[TensorInfo, ...]
     metadata: dict[str, str]
+    nbytes: int
     state: tuple[int, int]
 
 
@@ -68,15 +75,17 @@ def file_state(descriptor: int) -> tuple[int, int]:
 
 
 def read_contents(path: Path) -> Contents:
-    """Read and check the header of the safetensors file ``path``; no tensor is read.
+    """Read and check the header of the safetensors file ``path``, which may be awaited; no tensor is read.
 
     Raises BadFileError for whatever contradicts the format, UnsupportedError for a dtype that paring cannot
     hold.
     """
     try:
-        with path.open("rb") as file:
-            state = file_state(file.fileno())
-            header, begin = _read_header(file, path, state[0])
+        coming = awaited(path)
+        with path.open("rb") if coming is None else BytesIO(coming.head) as file:
+            state = file_state(file.fileno()) if coming is None else AWAY
+            nbytes = state[0] if coming is None else coming.nbytes
+            header, begin = _read_header(file, path, nbytes)
     except OSError as error:
         raise BadFileError(f"{path} cannot be read: {error.strerror}") from None
     metadata = header.pop("__metadata__", {})
@@ -84,8 +93,8 @@ def read_contents(path: Path) -> Contents:
         raise BadFileError(f"{path}: __metadata__ must map names to text")
     infos = [_parse_entry(path, name, entry, begin) for name, entry in header.items()]
     infos.sort(key=lambda info: (info.start, info.stop))
-    _check_layout(path, infos, begin, state[0])
-    return Contents(tuple(infos), metadata, state)
+    _check_layout(path, infos, begin, nbytes)
+    return Contents(tuple(infos), metadata, nbytes, state)
 
 
 def read_tensor(info: TensorInfo, state: tuple[int, int]) -> Stored:

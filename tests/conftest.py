@@ -1,12 +1,57 @@
-"""One BLAS thread: modules run in parallel threads of their own, as under the command line."""
+"""One BLAS thread: modules run in parallel threads of their own, as under the command line.
+
+And a Hub of our own. The client reads where the Hub is when it is imported, so that is said here, before any
+test file is: no test ever reaches the real one.
+"""
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 for _library in ("OPENBLAS", "MKL", "VECLIB"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+from tests.hub_server import Account, HubServer  # noqa: E402
+
+TOKENS = {
+    "hf_owner": Account("me", orgs=("lab",)),
+    "hf_reader": Account("me", "read"),
+    "hf_other": Account("other"),
+}
+_PLACE = Path(tempfile.mkdtemp(prefix="paring-hub-"))
+_HUB = HubServer(_PLACE / "hub", TOKENS)
+
+for _name in [name for name in os.environ if name.startswith("HF_") or name == "TRANSFORMERS_OFFLINE"]:
+    del os.environ[_name]
+os.environ |= {
+    "HF_ENDPOINT": _HUB.url, "HF_HOME": str(_PLACE / "home"), "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}  # fmt: skip
+_HUB.__enter__()
+
+
+def pytest_unconfigure() -> None:
+    _HUB.__exit__()
+    shutil.rmtree(_PLACE, ignore_errors=True)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """The Hub, whole and without repositories; this process may write to it as ``me``."""
+    from paring.hub import names, reading
+
+    monkeypatch.setenv("HF_TOKEN", "hf_owner")
+    _HUB.store.repos.clear()
+    _HUB.heal()
+    _HUB.log.clear()
+    reading._found.clear()
+    names._HOMES.clear()
+    yield _HUB
+    _HUB.heal()
 
 
 @pytest.fixture(scope="session")

@@ -97,13 +97,30 @@ def test_the_decimal_is_as_typed(tmp_path):
 def test_massive_ties_do_not_prune_more(tmp_path, dtype):
     """All of a grid of 16 values, where `<= threshold` prunes 4 % too much."""
     rng = np.random.default_rng(0)
-    values = {"a.q_proj.weight": (rng.integers(-7, 9, (300, 200)) / 8).astype(np.float32)}
+    values = {"a.q_proj.weight": (rng.integers(-7, 9, (300, 300)) / 8).astype(np.float32)}
     model = put(tmp_path / "model", values, dtype)
     report = prune(model, tmp_path / "out", sparsity=".7", scope="global")
-    assert report.zeros == 42_000
+    assert report.zeros == 63_000
     size = np.abs(values["a.q_proj.weight"])
-    threshold = np.sort(size, axis=None)[42_000]
-    assert (size <= threshold).sum() > 42_000  # the published mask
+    threshold = np.sort(size, axis=None)[63_000]
+    assert (size <= threshold).sum() > 63_000  # the published mask
+
+
+@pytest.mark.parametrize("decimals", [1, None])
+@pytest.mark.parametrize("sample", ["fair", "none", "misleading"])
+def test_fp32_by_a_sample_or_without(tmp_path, monkeypatch, decimals, sample):
+    """Whatever the sample says, the result is exact."""
+    from paring import ranks
+
+    values = arrays(4, {"a.q_proj.weight": (200, 300), "b.q_proj.weight": (100, 100)}, decimals)
+    model = put(tmp_path / "model", values, "F32")
+    monkeypatch.setattr(ranks, "FEW", 1000 if sample != "none" else 1 << 40)
+    if sample == "misleading":
+        monkeypatch.setattr(cutting, "_sample", lambda reader, pool: np.full((1, 4096), 9, np.float32))
+    mask = tmp_path / "k.safetensors"
+    prune(model, tmp_path / "out", sparsity=".43", scope="global", save_mask=mask)
+    for name, expected in least(values, sorted(values), 30_100).items():
+        np.testing.assert_array_equal(kept(mask)[name], expected)
 
 
 def test_zeros_that_are_there_count(tmp_path):

@@ -36,10 +36,11 @@ ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """12 million parameters in 60 tensors."""
+    """12 million parameters in 61 tensors."""
     rng = np.random.default_rng(0)
     block = rng.standard_normal((400, 500)).astype(np.float32)
     values = {f"layers.{i}.q_proj.weight": np.roll(block, i * 977) for i in range(60)}
+    values["model.embed_tokens.weight"] = block
     return put_model(tmp_path_factory.mktemp("model") / "m", values, "BF16")
 
 
@@ -79,7 +80,8 @@ def test_killed_and_resumed_is_the_same(model, tmp_path):
         assert masking.stats(again).digest == digest
         assert len(again.read_bytes()) == len(mask)
     assert kills
-    assert not [name for name in names(tmp_path) if name.startswith(".")]
+    # killed once the result was in place, a run leaves its lock, which nobody holds
+    assert not [name for name in names(tmp_path) if name.startswith(".") and not name.endswith(".lock")]
 
 
 @pytest.mark.parametrize("when", [1, 20, 60])
@@ -92,7 +94,7 @@ def test_interrupted_keeps_what_is_done(model, tmp_path, monkeypatch, when):
     def stop(self, name, checksum, noted=0):
         real(self, name, checksum, noted)
         done.append((id(self), name))
-        if len(done) == 2 * when:
+        if len(done) == 2 * when + 1:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(resumable.Staging, "complete", stop)
@@ -102,7 +104,7 @@ def test_interrupted_keeps_what_is_done(model, tmp_path, monkeypatch, when):
     with pytest.raises(OutputError, match="other inputs or options"):
         prune(model, tmp_path / "out", **{**how, "sparsity": ".4"})
     report = prune(model, tmp_path / "out", **how)
-    assert len(done) == 120, "nothing was written twice"
+    assert len(done) == 121, "nothing was written twice"
     assert (report.zeros, report.error, report.modules) == (whole.zeros, whole.error, whole.modules)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     found = [masking.stats(tmp_path / f"{name}.safetensors").digest for name in "mw"]

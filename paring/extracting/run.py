@@ -26,6 +26,7 @@ from paring.dtypes import Stored, from_f32, itemsize
 from paring.errors import OptionError, UnsupportedError
 from paring.extracting.output import Extracted, Output, carriage
 from paring.extracting.plan import Sorted, sort
+from paring.hub.names import ref_of, told
 from paring.merging.inputs import Model, open_model
 from paring.merging.models import F32, F64, Models, Place
 from paring.merging.sources import Weights
@@ -56,7 +57,7 @@ class Request:
     def recipe(self) -> dict[str, Any]:
         """As JSON; what was left out is left out."""
         found = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        found["modules"] = list(self.modules)
+        found |= {"modules": list(self.modules), "tuned": told(self.tuned), "base": told(self.base)}
         given = {key: value for key, value in found.items() if value not in (None, [], False)}
         return {"paring": paring.__version__, "command": "extract", **given}
 
@@ -95,7 +96,7 @@ def extract(
         base = _whole(request.base)
         with base.checkpoint:
             found = _sort(request, tuned, base)
-            out = Output(Path(output), overwrite, request.recipe(), request.base, tuned, base, found)
+            out = Output(Path(output), overwrite, request.recipe(), _name(request.base), tuned, base, found)
             out.refuse()
             if most := request.rank or request.max_rank:
                 sides = (min(most, *p.shape) * sum(p.shape) for p in found.pieces)
@@ -141,6 +142,12 @@ def extract(
         device="cpu",
         dry_run=dry_run or None,
     )
+
+
+def _name(base: str) -> str:
+    """What PEFT is told of the base: a repository where it is one, as it stands on the Hub."""
+    found = ref_of(base)
+    return base if found is None else found.repo
 
 
 def _whole(path: str) -> Model:

@@ -16,6 +16,7 @@ from paring.dtypes import FLOATS
 from paring.errors import OptionError, UnsupportedError
 from paring.finetuned.parts import SUFFIXES, Matrix
 from paring.finetuned.table import FILE, Row
+from paring.hub import names
 from paring.matching import prefixes, unwrapped
 from paring.packed import Packed, open_source
 from paring.plan import default_output, refuse_sealed, thread_count
@@ -68,7 +69,9 @@ class Plan:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        return {**self.budget.recipe(), "carry": self.carry, "base": str(self.base.path), **self.options}
+        base, origin = names.told(self.base.path), names.ref_of(self.tuned.path)
+        source = {} if origin is None else {"source": str(origin)}
+        return {**self.budget.recipe(), "carry": self.carry, "base": base, **self.options, **source}
 
     @property
     def workers(self) -> int:

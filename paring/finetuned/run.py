@@ -24,6 +24,7 @@ from paring.finetuned.pairs import Pairs, squares
 from paring.finetuned.plan import Plan
 from paring.finetuned.restoring import Restored
 from paring.finetuned.table import KEY, Row, Table, base_digest, read_table
+from paring.hub import names
 from paring.packed import open_packed
 from paring.packing import Image
 from paring.report import CarriedReport, ModuleReport, Report, peak_rss_bytes
@@ -90,7 +91,7 @@ def _name(plan: Plan) -> str:
     return (
         plan.base.files[0].name
         if len(plan.base.files) == 1 and plan.base.path.is_file()
-        else plan.base.path.name
+        else names.title(plan.base.path) or plan.base.path.name
     )
 
 

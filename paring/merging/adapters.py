@@ -80,8 +80,8 @@ def merge(
         rule: Result = method.function(view, **options)
         merged = _merge_all(view, rule, joints, outcome)
         tensors = {name: tensor for part in merged for name, tensor in part.tensors.items()}
-        write(outcome, joints, tensors, {part.joint.name: part.rank or 1 for part in merged}, carried)
-    energy = sum(part.energy for part in merged)
+        ranks = {part.joint.name: part.rank or 1 for part in merged}
+        write(outcome, joints, tensors, ranks, carried, [part.report() for part in merged], _error(merged))
     return Report(
         command="merge",
         inputs=[str(model.path) for model in models],
@@ -90,7 +90,7 @@ def merge(
         recipe={**request.recipe(), "options": options},
         bytes_in=sum(model.checkpoint.nbytes for model in models),
         bytes_out=None if dry_run else outcome.nbytes(),
-        error=None if dry_run else (sum(part.lost for part in merged) / energy) ** 0.5 if energy else 0.0,
+        error=None if dry_run else _error(merged),
         carried=[CarriedReport(name, tensor.nbytes, "carried unchanged") for name, tensor in carried.items()],
         modules=[part.report() for part in merged],
         warnings=warnings,
@@ -215,6 +215,12 @@ class Merged:
     def report(self) -> ModuleReport:
         error = (self.lost / self.energy) ** 0.5 if self.energy else 0.0
         return ModuleReport(self.joint.name, self.joint.shape, self.rank, error=error)
+
+
+def _error(merged: Sequence[Merged]) -> float:
+    """The relative error of all updates together."""
+    energy = sum(part.energy for part in merged)
+    return (sum(part.lost for part in merged) / energy) ** 0.5 if energy else 0.0
 
 
 def _merge_all(view: Models, rule: Result, joints: Sequence[Joint], outcome: Outcome) -> list[Merged]:

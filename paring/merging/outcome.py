@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paring import atomic
+from paring import atomic, describing
 from paring.adapters import embedded
 from paring.adapters.peft_config import exact
 from paring.adapters.view import LowRank
 from paring.checkpoint import write_checked
 from paring.decompressing import CONFIG, WEIGHTS, parse_dtype
 from paring.dtypes import Stored
+from paring.hub.reading import located
 from paring.merging import record
 from paring.merging.inputs import Model
 from paring.merging.modules import Joint
 from paring.plan import refuse_sealed
+from paring.report import ModuleReport
 
 if TYPE_CHECKING:
     from paring.merging.planning import Request
@@ -66,8 +68,12 @@ def write(
     tensors: Mapping[str, Stored],
     ranks: Mapping[str, int],
     carried: Mapping[str, Stored],
+    modules: Sequence[ModuleReport],
+    error: float,
 ) -> None:
-    """Write factors and carried tensors, whole or not at all, and read them again."""
+    """Write factors and carried tensors, whole or not at all, and read them again; ``modules`` and ``error``
+    are what the card tells of the loss.
+    """
     whole = dict(carried)
     for joint in joints:
         whole |= _shaped(outcome, joint, tensors)
@@ -82,8 +88,18 @@ def write(
         if config is not None:
             text = json.dumps(config, indent=2, sort_keys=True) + "\n"
             (folder / CONFIG).write_text(text, encoding="utf-8")
-        facts = [f"{len(joints)} modules, ranks {min(ranks.values())} to {max(ranks.values())}"]
-        (folder / "README.md").write_text(record.card(recipe, "peft", facts), encoding="utf-8")
+        facts = [
+            ("modules", f"{len(joints):,}"),
+            ("ranks", f"{min(ranks.values())} to {max(ranks.values())}"),
+            ("size", f"{(folder / WEIGHTS).stat().st_size:,} bytes"),
+            ("relative error against the exact merge", f"{error:.2g}"),
+        ]
+        text = describing.merged(
+            recipe, library="peft" if config is not None else None, facts=facts,
+            modules=modules, base=(config or {}).get("base_model_name_or_path"),
+            folders=[Path(located(name)) for name in outcome.request.models],
+        )  # fmt: skip
+        (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _shaped(outcome: Outcome, joint: Joint, tensors: Mapping[str, Stored]) -> dict[str, Stored]:

@@ -1,10 +1,10 @@
-"""What a result tells of itself: metadata, configuration, tokenizer, model card, recipe."""
+"""What a result tells of itself beside tensors: metadata with its recipe, configuration, tokenizer."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -75,36 +75,3 @@ def replaceable(output: Path, single: bool) -> list[str] | None:
     ours = (*BESIDE, "model*.safetensors", "model.safetensors.index.json", "README.md")
     found = (path for path in output.iterdir() if any(fnmatchcase(path.name, some) for some in ours))
     return [path.name + "/" * path.is_dir() for path in found]
-
-
-def card(recipe: Mapping[str, Any], library: str, facts: Sequence[str]) -> str:
-    """A model card in the Hub's form, of what a command's recipe made."""
-    command = str(recipe.get("command", "merge"))
-    verb = {"merge": "Merged", "prune": "Pruned", "shrink": "Shrunk"}.get(command, command)
-    models = [str(model) for model in recipe.get("models", [recipe.get("model", "")])]
-    base = recipe.get("base") or recipe.get("into")
-    listed = [Path(str(name)).name for name in ([base] if base else []) + models]
-    return "\n".join(
-        [
-            "---",
-            f"library_name: {library}",
-            "tags:",
-            f"- {command}",
-            "- paring",
-            "---",
-            f"# {' + '.join(Path(model).name for model in models)}",
-            "",
-            f"{verb} by paring" + (f", method `{recipe['method']}`." if "method" in recipe else "."),
-            "",
-            "Made of: " + ", ".join(f"`{name}`" for name in listed) + ".",
-            "",
-            *(f"- {fact}" for fact in facts),
-            "",
-            "The recipe, which `paring rerun` repeats:",
-            "",
-            "```json",
-            json.dumps(recipe, indent=2, sort_keys=True, ensure_ascii=False),
-            "```",
-            "",
-        ]
-    )

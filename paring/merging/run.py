@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from paring import atomic, describing
 from paring.dtypes import TORCH, Stored, itemsize, numel
 from paring.errors import UnsupportedError
 from paring.merging import record, tasks
@@ -51,6 +52,12 @@ def run(
     started = time.perf_counter()
     if dry_run:
         return _report(plan, started, {}, device, dry_run=True)
+    if not plan.single:  # what writing would refuse, before anything is read or downloaded
+        own = record.replaceable(plan.output, plan.single)
+        atomic.refuse_folder(atomic.target_of(plan.output), plan.overwrite, own)
+    for model in plan.models:
+        if model is not None:
+            model.checkpoint.fetch()
     models = open_models(plan, {} if known is None else known, device)
     try:
         models.fit(memory)
@@ -76,7 +83,7 @@ def run(
             _merge(plan, models, staging)
             tallies = {target.name: tally_of(staging.done[target.name][1]) for target in plan.targets}
             if not plan.single:
-                _beside(plan, staging.folder)
+                _beside(plan, staging.folder, totals(list(tallies.values())).lost)
             models.close()  # before the result takes its name: what has changed meanwhile is refused
     finally:
         models.close()
@@ -189,7 +196,7 @@ def _merge(plan: MergePlan, models: Models, staging: Staging) -> None:
             _log.info("merging: %d of %d parts", number, len(spans))
 
 
-def _beside(plan: MergePlan, folder: Path) -> None:
+def _beside(plan: MergePlan, folder: Path, unmoved: int) -> None:
     """Configuration, tokenizer, index, card."""
     if plan.donor.folder.is_dir() and plan.donor.path.is_dir():
         dtype = plan.recipe.get("dtype")
@@ -198,8 +205,17 @@ def _beside(plan: MergePlan, folder: Path) -> None:
     if plan.vocabulary is not None:
         vocabulary_files.write(plan.vocabulary, folder)
     write_index(plan.files, folder)
-    facts = [f"{len(plan.targets)} tensors merged, {len(plan.copied)} carried unchanged"]
-    text = record.card(plan.recipe, "transformers", facts)
+    facts = [
+        ("tensors merged", f"{len(plan.targets):,}"),
+        ("carried unchanged", f"{len(plan.copied):,}"),
+        ("inputs", f"{plan.bytes_in:,} bytes"),
+        ("result", f"{plan.bytes_out:,} bytes"),
+        ("updates lost in rounding", f"{unmoved:,} of {sum(target.numel for target in plan.targets):,}"),
+    ]
+    text = describing.merged(
+        plan.recipe, library=describing.library_of(folder), facts=facts,
+        config=describing.config_in(folder), folders=[model.folder for model in plan.models if model],
+    )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from paring import atomic
 from paring.errors import BadFileError, OptionError, UnsupportedError
+from paring.merging.places import placed
 from paring.merging.planning import Request, check
 from paring.merging.single import How, merge_one
 from paring.report import Jsonable, Report
@@ -82,7 +83,7 @@ def search(request: Request, output: Path, score: Score | str, space: Space, how
     """
     space.check()
     _, options = check(request)
-    request = replace(request, options=options)
+    request, places = placed(replace(request, options=options), {})
     optuna = _optuna()
     home = output.with_name(f".{output.name}.search")
     _refuse_output(output, how)
@@ -111,7 +112,7 @@ def search(request: Request, output: Path, score: Score | str, space: Space, how
         weights = _weights(request, space, values)
         place = home / ("trial.safetensors" if output.suffix == ".safetensors" else "trial")
         try:
-            merge_one(replace(request, weights=weights), place, replace(trial_how, known=known), {})
+            merge_one(replace(request, weights=weights), place, replace(trial_how, known=known), places)
         except OptionError:  # weights that sum to zero, say
             raise optuna.TrialPruned from None
         return _scored(score, place, trial, optuna)
@@ -125,7 +126,7 @@ def search(request: Request, output: Path, score: Score | str, space: Space, how
     if not any(trial.score is not None for trial in trials):
         raise BadFileError("no trial was scored to its end: nothing to choose from")
     best = _trial(request, space, study.best_trial)
-    report = merge_one(replace(request, weights=best.weights), output, replace(how, known=known), {})
+    report = merge_one(replace(request, weights=best.weights), output, replace(how, known=known), places)
     shutil.rmtree(home, ignore_errors=True)
     return Found(best=best, trials=trials, merge=report)
 

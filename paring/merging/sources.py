@@ -72,6 +72,7 @@ class Weights:
         self._last: tuple[str, Bits] | None = None
 
     def read(self, name: str, start: int, stop: int, buffer: npt.NDArray[np.uint8]) -> Bits:
+        self.checkpoint.fetch()
         if name not in self._stored:
             return self._whole(name)[start:stop]
         file, at, size, storage = self._stored[name]

@@ -85,6 +85,7 @@ def _key(stage: Request, places: Mapping[str, str]) -> str:
     told: list[Any] = [stage.recipe()]
     for name in inputs_of(stage):
         with open_source(places.get(name, name)) as source:
+            source.fetch()
             for file in source.inputs:
                 status = file.stat()
                 told.append([str(file.absolute()), status.st_size, status.st_mtime_ns])

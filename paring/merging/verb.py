@@ -10,6 +10,7 @@ from paring import registry
 from paring.devices import pick
 from paring.errors import OptionError, UnsupportedError
 from paring.merging import stages
+from paring.merging.places import placed
 from paring.merging.planning import PathLike, Request, check
 from paring.merging.single import How, merge_one
 from paring.report import Report
@@ -31,6 +32,7 @@ def merge(
     ``places`` says where inputs are found that are not where the request names them.
     """
     _, options = check(request)
+    request, places = placed(request, places or {})
     request = replace(request, options=options)  # as they were, whatever later defaults are
     if request.keep_mask is not None and device not in ("auto", "cpu"):
         raise UnsupportedError(f"--device {device}: --keep-mask works on the CPU only; leave --device out")
@@ -39,8 +41,8 @@ def merge(
         raise OptionError("--base and --into both name the base: give one of them")
     how = How(overwrite, dry_run, threads, memory, device=device)
     if request.stages:
-        return stages.merge(request, Path(output), how, places or {})
-    return merge_one(request, Path(output), how, places or {})
+        return stages.merge(request, Path(output), how, places)
+    return merge_one(request, Path(output), how, places)
 
 
 def _device(method: str, device: str) -> str:

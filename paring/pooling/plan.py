@@ -15,6 +15,7 @@ from paring.adapters.view import Adapter
 from paring.budget import Budget
 from paring.devices import pick
 from paring.errors import OptionError, UnsupportedError
+from paring.hub import names
 from paring.packed import Packed, open_source
 from paring.plan import SUFFIX, default_output, refuse_sealed, stem, thread_count
 from paring.pooling.members import Member, holds_adapters, names_of
@@ -38,7 +39,9 @@ class PoolPlan:
     @property
     def recipe(self) -> dict[str, Any]:
         """The exact options, to be stored in the output."""
-        return {"error": self.error, **self.options}
+        paths = (adapter.checkpoint.path for adapter in self.adapters.values())
+        found = [str(origin) for path in paths if (origin := names.ref_of(path)) is not None]
+        return {"error": self.error, **self.options, **({"sources": found} if found else {})}
 
     @property
     def bytes_in(self) -> int:

@@ -14,7 +14,7 @@ from paring.pruning.reading import matrices, shapes
 from paring.pruning.tensors import Target, fits
 
 if TYPE_CHECKING:
-    from paring.pruning.plan import Request
+    from paring.pruning.request import Request
 
 #: what sparse tensor cores and their libraries want of rows and columns, by bytes of an entry
 _HARDWARE = {"cuSPARSELt": {2: (16, 16)}, "CUTLASS": {2: (32, 64)}}

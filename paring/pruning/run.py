@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import struct
 import time
@@ -14,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from paring import atomic
+from paring import atomic, describing
 from paring.devices import free_memory
 from paring.dtypes import STORAGE, itemsize
 from paring.errors import OptionError
 from paring.kernels.pruning import Sums
 from paring.merging import record
 from paring.merging.models import SPAN
-from paring.merging.sources import state_of
+from paring.outputs import fingerprint, write_index
 from paring.pruning import masks
 from paring.pruning.allocating import BY_DATA
 from paring.pruning.deciding import decider, pieces_of
@@ -29,7 +27,7 @@ from paring.pruning.plan import PrunePlan
 from paring.pruning.reading import Piece, Reader
 from paring.pruning.statistics import Statistics, open_stats
 from paring.report import CarriedReport, ModuleReport, Pruning, peak_rss_bytes
-from paring.resumable import Staging, index_of, staged
+from paring.resumable import Staging, staged
 from paring.stream import in_order
 
 _log = logging.getLogger("paring")
@@ -49,7 +47,7 @@ def run(plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None) ->
     reader = Reader(plan.checkpoint, plan.targets, plan.threads)
     try:
         fit(plan, reader, memory)
-        name = fingerprint(plan)
+        name = _run_of(plan)
         mask = plan.mask if plan.mask is None or not masks.made_by(plan.mask, name) else None
         if mask is not None:
             atomic.refuse_existing(mask, plan.overwrite)
@@ -74,15 +72,14 @@ def run(plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None) ->
     return _report(plan, started, sums)
 
 
-def fingerprint(plan: PrunePlan) -> str:
+def _run_of(plan: PrunePlan) -> str:
     """What tells this run from others: recipe, device, mask; what there is to know of every input file."""
     told: list[Any] = [plan.recipe, plan.options, plan.method.name, plan.device, str(plan.mask)]
-    told += state_of(plan.checkpoint)
     for file in (plan.stats, None if plan.given is None else plan.given.path):
         if file is not None:
             status = file.stat()
             told.append([file.name, status.st_size, status.st_mtime_ns])
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    return fingerprint(told, [plan.checkpoint])
 
 
 def fit(plan: PrunePlan, reader: Reader, memory: int | None) -> None:
@@ -198,19 +195,18 @@ def _beside(plan: PrunePlan, staging: Staging, sums: Mapping[str, Sums]) -> None
     folder = staging.folder
     if plan.checkpoint.path.is_dir():
         record.copy_beside(plan.checkpoint.path, folder, None)
-    if len(plan.files) > 1:
-        index = json.dumps(index_of(plan.files), indent=2) + "\n"
-        (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+    write_index(plan.files, folder)
     total = sum(sums.values(), Sums())
     elements = sum(target.numel for target in plan.targets)
     facts = [
-        f"{total.zeros:,} of {elements:,} entries of {len(plan.targets)} tensors are zero "
-        f"({total.zeros / elements:.2%}); {len(plan.left)} tensors are unchanged",
-        f"relative error of the pruned weights: {_error(total):.4f}",
+        ("zero entries", f"{total.zeros:,} of {elements:,} ({total.zeros / elements:.2%})"),
+        ("tensors pruned", f"{len(plan.targets):,}"),
+        ("tensors unchanged", f"{len(plan.left):,}"),
+        ("relative error of the pruned weights", f"{_error(total):.4f}"),
     ]
     if plan.request.of:
-        facts.append(f"keeps {plan.request.keep} of every {plan.request.of} neighbours along the inputs")
-    text = record.card(plan.recipe, "transformers", facts)
+        facts.append(("of neighbours along the inputs", f"keeps {plan.request.keep} of {plan.request.of}"))
+    text = describing.pared(plan.recipe, folder, facts, plan.checkpoint.path)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from paring.errors import OptionError
+from paring.pruning.sparsity import pruned
 
 
 def count(share: float | str | Fraction, n: int) -> int:
     """``floor(share * n)`` with the decimal as typed: .29 of 100 is 29."""
-    return int((share if isinstance(share, Fraction) else Fraction(str(share))) * n)
+    return pruned(share if isinstance(share, Fraction) else Fraction(str(share)), n)
 
 
 def cubic(progress: float, final: float, initial: float = 0.0) -> float:

@@ -14,9 +14,10 @@ from paring.kernels.pruning import Bits, Sums
 from paring.pruning import inputs, sparsity
 from paring.pruning.cutting import Cut
 from paring.pruning.matrix import F32, Budget, Inputs, Mask, Matrix, Pruned, select
-from paring.pruning.plan import BY_MAGNITUDE, PrunePlan
+from paring.pruning.plan import PrunePlan
 from paring.pruning.reading import Piece, Reader, keyed
 from paring.pruning.refitting import refit
+from paring.pruning.request import BY_MAGNITUDE
 from paring.pruning.statistics import Statistics
 
 

@@ -1,4 +1,4 @@
-"""Recipes of pruning as files hold them, and back: JSON of :meth:`~paring.pruning.plan.Request.recipe`."""
+"""Recipes of pruning as files hold them, and back: JSON of :meth:`~paring.pruning.request.Request.recipe`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from paring.errors import BadFileError
-from paring.pruning.plan import Request
+from paring.pruning.request import Request
 
 
 def request_of(recipe: Mapping[str, Any], where: str) -> Request:

@@ -126,7 +126,7 @@ def _first_inputs(
 
     def run(number: int) -> None:
         ids = text.batch(pupil.data, number, size, pupil.seed)
-        pupil.model(input_ids=torch.from_numpy(ids).to(pupil.device), **pupil.no_cache)
+        pupil.model(input_ids=torch.from_numpy(ids).to(pupil.device))
 
     hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
     run(0)

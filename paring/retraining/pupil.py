@@ -19,6 +19,7 @@ from torch import nn
 from paring.checkpoint import Checkpoint, open_checkpoint
 from paring.dtypes import FLOATS
 from paring.errors import BadFileError, OptionError, UnsupportedError
+from paring.language import folder_of, load_model, load_tokenizer
 from paring.loading import to_torch
 from paring.pruning.layers import Layer, layers
 from paring.retraining import text
@@ -84,7 +85,7 @@ class Pupil:
             if self.objective == "masked":
                 ids, labels = self._guessed(ids, number)
             with torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=bf16):
-                found: torch.Tensor = self.model(input_ids=ids, labels=labels, **self.no_cache).loss
+                found: torch.Tensor = self.model(input_ids=ids, labels=labels).loss
             return found
 
         return of
@@ -142,10 +143,6 @@ class Pupil:
             found[name] = tensor.to(self.device)
         return found
 
-    @property
-    def no_cache(self) -> dict[str, bool]:
-        return {"use_cache": False} if self.objective == "causal" else {}
-
     def _guessed(self, ids: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and labels of masked language modelling: 80 % masks, 10 % other tokens, 10 % as they are."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
@@ -173,20 +170,18 @@ def open_pupil(
     ``masks`` are by tensor name in the file, true where kept, in the file's layout; without them the exact
     zeros of a tensor are what was pruned. Raises BadFileError, UnsupportedError, OptionError.
     """
-    transformers = _transformers()
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise BadFileError(
-            f"{folder} has no config.json: retraining needs the folder of a transformers model"
-        )
+    folder = folder_of(Path(folder))
     source = open_checkpoint(folder)
     wide = next((t for t in source.tensors.values() if t.dtype not in FLOATS and len(t.shape) > 1), None)
     if wide is not None and wide.numel > 1:
         raise UnsupportedError(
             f"{folder}: {wide.name} is {wide.dtype}: a quantised or packed model cannot be retrained"
         )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model, objective = _load(transformers, folder)
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder)
+    name = type(model).__name__
+    causal = name.endswith(("ForCausalLM", "LMHeadModel"))
+    objective = "causal" if causal else "masked" if name.endswith("ForMaskedLM") else "none"
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit and length > limit:
         raise OptionError(f"--length {length}: this model takes at most {limit} tokens")
@@ -207,40 +202,6 @@ def open_pupil(
         getattr(tokenizer, "mask_token_id", None),
         None if dense is None else open_checkpoint(dense), pattern, seed, device,
     )  # fmt: skip
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise OptionError("retraining needs transformers: pip install 'paring[retrain]'") from None
-    return transformers
-
-
-def _load(transformers: Any, folder: Path) -> tuple[nn.Module, str]:
-    """The model in fp32, and how it is trained: causal, masked or none."""
-    logging: Any = transformers.utils.logging
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    name = (getattr(config, "architectures", None) or [""])[0]
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedError(f"{folder}: {name} has an encoder and a decoder, which are not retrained here")
-    causal = name.endswith(("ForCausalLM", "LMHeadModel"))
-    objective = "causal" if causal else "masked" if name.endswith("ForMaskedLM") else "none"
-    kinds = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM", "none": "AutoModel"}
-    was = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model = getattr(transformers, kinds[objective]).from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
-        )
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UnsupportedError(
-            f"{folder}: transformers cannot load {name or 'this model'}: {error}"
-        ) from None
-    finally:
-        if was:
-            logging.enable_progress_bar()
-    return model, objective
 
 
 def _match(model: nn.Module, source: Checkpoint) -> dict[str, str]:

@@ -18,7 +18,7 @@ from paring.atomic import atomic_folder, refuse_folder, refuse_same_file, target
 from paring.checkpoint import Checkpoint, open_checkpoint
 from paring.devices import pick
 from paring.errors import OptionError, OutputError
-from paring.plan import thread_count
+from paring.language import torch_threads
 from paring.report import Retraining, peak_rss_bytes
 
 _log = logging.getLogger("paring")
@@ -66,7 +66,7 @@ def retrain(
         recipe: perp, reconstruct, pst or pdp; options: its own
         masks: by tensor of the file, true where kept; by default what is exactly zero was pruned
         pattern: (keep, of) where the masks are N:M; length: tokens of a window
-        facts: what the result's recipe tells beside this
+        facts: what the result's recipe tells beside this: how ``pruned`` was just made of ``dense``
 
     A run that was killed is taken up again by the same call; its checkpoints are in ``.OUTPUT.retraining``.
     Raises ParingError; nothing is left half written.
@@ -80,12 +80,11 @@ def retrain(
     sources = [open_checkpoint(path) for path in (pruned, dense) if path is not None]
     refuse_same_file(target, [file for source in sources for file in source.inputs])
     told = {
-        "retrain": recipe, "pruned": str(pruned), "dense": None if dense is None else str(dense),
-        "data": str(data), "length": length, "seed": seed, "pattern": pattern, "options": chosen,
+        "command": "retrain", "method": recipe, "pruned": str(pruned),
+        "dense": None if dense is None else str(dense), "data": str(data), "length": length, "seed": seed,
+        "pattern": pattern, "options": chosen,
         **(facts or {}),
     }  # fmt: skip
-
-    import torch
 
     from paring.retraining import text
     from paring.retraining.fitting import Keeper
@@ -93,10 +92,9 @@ def retrain(
     from paring.retraining.writing import write
 
     home = target.with_name(f".{target.name}.retraining")
-    _claim(home, _fingerprint(told, sources, place, masks), target, overwrite)
-    before = torch.get_num_threads()
-    torch.set_num_threads(thread_count(threads))
-    try:
+    stated = sources[1:] if facts else sources  # what was just pruned is told by the facts
+    _claim(home, _fingerprint(told, stated, place, masks), target, overwrite)
+    with torch_threads(threads):
         pupil = open_pupil(
             pruned, text.read(data, field=field), length=length, dense=dense, masks=masks, pattern=pattern,
             seed=seed, device=place,
@@ -106,8 +104,6 @@ def retrain(
         method.function(pupil, **chosen)
         with atomic_folder(target, overwrite) as folder:
             counts = write(pupil, folder, told)
-    finally:
-        torch.set_num_threads(before)
     shutil.rmtree(home, ignore_errors=True)
     warnings = []
     if counts["lost"]:

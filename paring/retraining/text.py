@@ -49,13 +49,23 @@ def read(
             yield from _file(each, str(each.relative_to(path)), field)
         if left := len(found) - len(files):
             _log.warning("%s: %d files are of other kinds and were not read", path, left)
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and path.suffix not in PLAIN + LINES:
+    else:
+        check(source)
         for each, name in _downloaded(str(source), revision):
             yield from _file(each, name, field)
-    else:
+
+
+def check(source: str | Path) -> None:
+    """Refuse, before any work, what :func:`read` will not find here and cannot be on the Hub."""
+    if not Path(source).exists() and not _on_hub(source):
         raise OptionError(
             f"--data {source}: there is no such file or folder, and it is no data set's org/name"
         )
+
+
+def _on_hub(source: str | Path) -> bool:
+    kept = Path(source).suffix not in PLAIN + LINES
+    return kept and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) is not None
 
 
 def windows(tokenizer: Any, documents: Iterable[tuple[str, str]], length: int) -> Windows:

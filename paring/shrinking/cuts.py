@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from paring.errors import BadFileError, OptionError, UnsupportedError
+from paring.hub.names import told as pinned
 from paring.shrinking.families import Family
 
 #: keys of configurations that count layers, beside the number of them
@@ -39,7 +40,7 @@ class Request:
         given = {
             key: list(v) if isinstance(v, tuple) else v for key, v in found.items() if v not in (None, ())
         }
-        return {"paring": paring.__version__, "command": "shrink", **given}
+        return {"paring": paring.__version__, "command": "shrink", **given, "model": pinned(self.model)}
 
 
 def request_from(recipe: Mapping[str, Any], where: str) -> Request:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from paring import adapters, outputs
+from paring import adapters, describing, outputs
 from paring.checkpoint import Checkpoint
 from paring.devices import free_memory
 from paring.dtypes import Stored, first_nonfinite, numel
@@ -161,8 +161,8 @@ def _write(
         home = plan.source.path if plan.source.path.is_dir() else plan.source.path.parent
         record.copy_beside(home, folder, None, changes)
         (folder / KEPT).write_text(json.dumps(_told(kept), separators=(",", ":")) + "\n", encoding="utf-8")
-        facts = [f"{name}: {was} → {now}" for name, was, now in _changes(plan.before, plan.after)]
-        text = record.card(plan.asked.recipe(), "transformers", facts)
+        facts = [(name, f"{was} → {now}") for name, was, now in _changes(plan.before, plan.after)]
+        text = describing.pared(plan.asked.recipe(), folder, facts, home)
         (folder / "README.md").write_text(text, encoding="utf-8")
 
     inputs = [plan.source, *([plan.fisher] if plan.fisher is not None else [])]

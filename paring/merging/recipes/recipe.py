@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from paring import registry
-from paring.errors import OptionError
+from paring.errors import OptionError, ParingError
+from paring.hub.names import parse
+from paring.hub.reading import pinned
 from paring.merging.planning import Request, check
 from paring.merging.recipes import mergekit
 from paring.merging.recipes.nodes import Node, read
@@ -88,6 +90,13 @@ class _Places:
     def find(self, name: str) -> str | None:
         return next((str(path) for path in (Path(name), self.folder / name) if path.exists()), None)
 
+    def _fetch(self, node: Node, name: str) -> str | None:
+        """The name of a repository on the Hub, by its commit; None for what can only be a path."""
+        try:
+            return pinned(name) if parse(name) is not None else None
+        except ParingError as error:
+            raise node.error(str(error)) from None
+
     def locate(self, node: Node) -> str:
         """A stage's name, or the path of what is there."""
         name = node.text("the path of a model")
@@ -96,7 +105,7 @@ class _Places:
             return name
         if name in self.later:
             raise node.error(f"stage {name} comes later: a stage uses those above it")
-        found = self.find(name)
+        found = self.find(name) or self._fetch(node, name)
         if found is None:
             hint = nearest(name, [*self.stages, *self.later])
             raise node.error(f"{name} does not exist, from here or from {self.folder.absolute()}{hint}")

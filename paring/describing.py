@@ -1,0 +1,319 @@
+"""What a result says of itself on its card: a merged model from its recipe, a packed file from its manifest.
+
+Everything here is in the result, so that a card can be made when it is written or whenever it is pushed.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paring import card, registry
+from paring.card import Card
+from paring.checkpoint import open_checkpoint
+from paring.errors import BadFileError, OptionError, UnsupportedError
+from paring.hub.names import Ref, parse
+from paring.merging.record import RECIPE
+from paring.outputs import SHARD_BYTES
+from paring.untrusted import parse_json
+
+if TYPE_CHECKING:
+    from paring.report import Inspection, ModuleReport
+
+#: how code on a card calls the folder that the card is in, until it is pushed
+HERE = "PATH/TO/THIS/FOLDER"
+_ROWS = 8  # modules on a card: those that lost most
+#: keys of a recipe that stand elsewhere on a command line, or nowhere
+_PLACED = ("paring", "command", "model", "models", "method", "options", "source", "sources", "stages")
+#: keys that no command line can say: the recipe must
+_PAST = {"prune": "Pruned", "shrink": "Shrunk"}
+_ONLY_RECIPE = ("stages", "patterns", "layers", "tail")
+#: what a packed file tells of itself -> digits behind the point
+_FIGURES = (("ratio", 1), ("error", 4))
+#: what goes without saying
+_DEFAULTS = {"scale": 1.0, "missing": "refuse", "carried": "refuse", "carry": "lossless",
+             "shard_size": SHARD_BYTES}  # fmt: skip
+_AUTO = (
+    ("ForCausalLM", "AutoModelForCausalLM"), ("LMHeadModel", "AutoModelForCausalLM"),
+    ("ForSequenceClassification", "AutoModelForSequenceClassification"),
+    ("ForTokenClassification", "AutoModelForTokenClassification"),
+    ("ForQuestionAnswering", "AutoModelForQuestionAnswering"),
+    ("ForConditionalGeneration", "AutoModelForSeq2SeqLM"), ("ForMaskedLM", "AutoModelForMaskedLM"),
+)  # fmt: skip
+
+
+def merged(
+    recipe: Mapping[str, Any],
+    *,
+    library: str | None,
+    facts: Sequence[tuple[str, str]],
+    modules: Sequence[ModuleReport] = (),
+    base: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    folders: Sequence[Path] = (),
+) -> str:
+    """The card of a merged model. ``base`` is what merged adapters are for, ``config`` the configuration that
+    the result has, ``folders`` those of the inputs, whose cards state licences.
+    """
+    models = [str(model) for model in recipe.get("models", ())]
+    named = recipe.get("base") or recipe.get("into")
+    adapter = library == "peft"
+    found = card.repositories([base] if adapter else [*([named] if named else []), *models])
+    sources = "\n".join(f"- {_told(name)}" for name in dict.fromkeys([*([named] if named else []), *models]))
+    return card.render(
+        Card(
+            title=" + ".join(_short(model) for model in models),
+            intro=f"Merged by paring from\n\n{sources}",
+            base=found,
+            relation="adapter" if adapter else "merge",
+            library=library,
+            tags=["merge", "lora"] if adapter else ["merge"],
+            license=card.common_license(folders),
+            command=command_of(recipe, "OUT"),
+            method=_method("merge", recipe.get("method")),
+            facts=facts,
+            tables=_modules(modules),
+            loading=_loading(library, base, config),
+            recipe=recipe,
+        )
+    )
+
+
+def pared(recipe: Mapping[str, Any], folder: Path, facts: Sequence[tuple[str, str]], donor: Path) -> str:
+    """The card of a model in ``folder`` that was pruned or shrunk; ``donor`` is the folder of the model that
+    it was, whose card states a licence.
+    """
+    command, model = str(recipe.get("command")), str(recipe.get("model"))
+    return card.render(
+        Card(
+            title=_short(model),
+            intro=f"{_PAST[command]} by paring from {_told(model)}",
+            base=card.repositories([model]),
+            relation="finetune",
+            library=library_of(folder),
+            tags=[command, *(["pruning"] if command != "prune" else [])],
+            license=card.common_license([donor]),
+            command=command_of(recipe, "OUT"),
+            method=_method("prune", recipe["method"]) if "method" in recipe else "",
+            facts=facts,
+            loading=_loading(library_of(folder), None, config_in(folder)),
+            recipe=recipe,
+        )
+    )
+
+
+def of_file(path: Path, repo: str) -> str:
+    """The card of a file that is to be the repository ``repo``: packed, merged with a recipe in it, or any.
+
+    Raises what :func:`paring.inspecting.inspect` does.
+    """
+    from paring.inspecting import inspect
+
+    found = inspect(path)
+    if found.packed is not None:
+        return card.render(_packed(found, path, repo))
+    recipe = _recipe_in(path)
+    facts = [("file", f"{found.bytes_in:,} bytes"), ("tensors", f"{sum(found.dtypes.values()):,}")]
+    if recipe is not None and recipe.get("command") == "merge":
+        library = "peft" if found.dialect == "peft" else "diffusers" if found.modules else None
+        return merged(recipe, library=library, facts=facts, base=found.base)
+    return card.render(
+        Card(
+            title=repo.rpartition("/")[2],
+            intro=f"A {found.kind} checkpoint.",
+            base=card.repositories([found.base]),
+            relation="adapter" if found.modules else None,
+            library="peft" if found.dialect == "peft" else None,
+            tags=["lora"] if found.modules else [],
+            facts=facts,
+            recipe=recipe or {},
+        )
+    )
+
+
+def of_files(paths: Sequence[Path], repo: str) -> str:
+    """The card of several packed files in one repository."""
+    from paring.inspecting import inspect
+
+    rows, base = [], []
+    for path in paths:
+        found = inspect(path)
+        told = found.packed or {}
+        recipe = told.get("recipe") or {}
+        base += card.repositories([recipe.get("source")]) or card.repositories([found.base])
+        numbers = [f"{told[key]:.{digits}f}" if key in told else "-" for key, digits in _FIGURES]
+        rows.append([f"`{path.name}`", f"{found.bytes_in:,}", *numbers])
+    return card.render(
+        Card(
+            title=repo.rpartition("/")[2],
+            intro=f"{len(paths)} adapters, compressed by paring.",
+            base=base,
+            relation="quantized",
+            library="paring",
+            tags=["compression", "lora"],
+            tables=[(["file", "bytes", "times smaller", "error of the update"], rows)],
+            loading=f"```bash\npip install paring\nparing decompress {repo}:FILE -o adapter/\n```",
+        )
+    )
+
+
+def _packed(found: Inspection, path: Path, repo: str) -> Card:
+    told = found.packed or {}
+    recipe = dict(told.get("recipe") or {})
+    sources = recipe.get("sources") or [recipe.get("source")]
+    own = card.repositories(sources)
+    base = own or card.repositories([recipe.get("base"), found.base])
+    delta = found.kind.startswith("delta")
+    facts = [("packed file", f"{found.bytes_in:,} bytes")]
+    if nbytes := (told.get("source") or {}).get("bytes"):
+        facts.append(("source", f"{nbytes:,} bytes"))
+    for key, what in (("ratio", "times smaller on disk"), ("ratio_fp16", "times smaller than fp16")):
+        if told.get(key):
+            facts.append((what, f"{told[key]:.1f}"))
+    if told.get("bits_per_param"):
+        facts.append(("bits a parameter", f"{told['bits_per_param']:.2f}"))
+    if "error" in told:
+        facts.append(("relative error of the update, measured", f"{told['error']:.4f}"))
+    get_back = f"paring decompress {repo} -o {path.name.partition('.')[0]}/"
+    loading = f"```bash\npip install paring\n{get_back}{' --base BASE' if delta else ''}\n```"
+    if found.dialect == "peft":
+        loading += (
+            "\n\nor straight into a `PeftModel`:\n\n```python\nfrom paring.api import load_into\n\n"
+            f'load_into(peft_model, "{repo}", "mine")\n```'
+        )
+    return Card(
+        title=repo.rpartition("/")[2],
+        intro=f"{found.kind}, compressed by paring.",
+        base=base,
+        relation="quantized" if own else "finetune" if delta else "adapter",
+        library="paring",
+        tags=["compression", *([] if delta else ["lora"])],
+        command=command_of({**recipe, "command": "compress", "method": told.get("method")}, path.name),
+        method=_method("compress", told.get("method")),
+        facts=facts,
+        tables=_modules(found.modules),
+        loading=loading,
+        recipe={key: value for key, value in recipe.items() if value is not None},
+    )
+
+
+def command_of(recipe: Mapping[str, Any], output: str) -> str | None:
+    """What to type to make a result again; None where only its recipe can say it."""
+    spread = any(isinstance(weight, list | tuple) for weight in recipe.get("weights") or ())
+    if spread or any(recipe.get(key) for key in _ONLY_RECIPE):
+        return None
+    told = str(recipe.get("command"))
+    words = [told, *map(str, recipe.get("models") or recipe.get("sources") or ())]
+    if told == "compress" and len(words) == 1:
+        words.append(str(recipe.get("source") or "ADAPTER"))
+    if "model" in recipe:
+        words = [*(["paring"] if told == "shrink" else []), told, str(recipe["model"])]
+    if "method" in recipe:
+        words += ["--method", str(recipe["method"])]
+    for key, value in {**recipe, **(recipe.get("options") or {})}.items():
+        if key not in _PLACED and value is not None and value != _DEFAULTS.get(key):
+            words += _option(key, value)
+    return shlex.join([*words, "-o", output])
+
+
+def _option(key: str, value: Any) -> list[str]:
+    flag = key.replace("_", "-")
+    if isinstance(value, dict):
+        each = f"--{flag.removesuffix('s')}"
+        return [word for name, share in value.items() for word in (each, f"{name}={share}")]
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    if isinstance(value, list | tuple):
+        return [f"--{flag}", ",".join(map(str, value))]
+    return [f"--{flag}", str(value)]
+
+
+def _method(kind: registry.Kind, name: object) -> str:
+    """What a method is, and where it was published."""
+    try:
+        found = registry.load(kind, str(name))
+    except OptionError:
+        return f"Method `{name}`."
+    return f"Method `{found.name}`: {found.summary}\n\nReference: {found.reference}"
+
+
+def _modules(modules: Sequence[ModuleReport]) -> list[tuple[Sequence[str], Sequence[Sequence[str]]]]:
+    """The modules that lost most."""
+    told = [module for module in modules if module.error is not None]
+    if not told:
+        return []
+    worst = sorted(told, key=lambda module: -(module.error or 0))[:_ROWS]
+    many = f" (the {len(worst)} of {len(told)} with the largest error)" if len(told) > len(worst) else ""
+    rows = [
+        [f"`{m.name}`", f"{m.shape[0]} x {m.shape[1]}", str(m.rank or "-"), f"{m.error:.3g}"] for m in worst
+    ]
+    return [(["module" + many, "shape", "rank", "error"], rows)]
+
+
+def _loading(library: str | None, base: str | None, config: Mapping[str, Any] | None) -> str:
+    """Code that loads a result."""
+    if library == "peft":
+        lines = [
+            "from peft import PeftModel", "from transformers import AutoModel", "",
+            f'base = AutoModel.from_pretrained("{base or "BASE"}")',
+            f'model = PeftModel.from_pretrained(base, "{HERE}")',
+        ]  # fmt: skip
+    elif library == "sentence-transformers":
+        lines = [
+            "from sentence_transformers import SentenceTransformer", "",
+            f'model = SentenceTransformer("{HERE}")',
+        ]  # fmt: skip
+    elif library == "transformers":
+        told = " ".join(map(str, (config or {}).get("architectures") or ()))
+        kind = next((auto for ending, auto in _AUTO if ending in told), "AutoModel")
+        lines = [f"from transformers import {kind}", "", f'model = {kind}.from_pretrained("{HERE}")']
+    else:
+        return ""
+    return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def library_of(folder: Path) -> str | None:
+    """Which library loads what is in a folder: by its configuration."""
+    if (folder / "adapter_config.json").exists():
+        return "peft"
+    if (folder / "modules.json").exists():
+        return "sentence-transformers"
+    return "transformers" if (folder / "config.json").exists() else None
+
+
+def _recipe_in(path: Path) -> dict[str, Any] | None:
+    """The recipe in the metadata of a file, if there is a sound one."""
+    try:
+        with open_checkpoint(path) as opened:
+            text = opened.metadata.get(RECIPE)
+        return None if text is None else parse_json(text.encode(), str(path))
+    except (BadFileError, UnsupportedError):
+        return None
+
+
+def _ref(model: str) -> Ref | None:
+    return None if Path(model).exists() else parse(model)
+
+
+def _short(model: str) -> str:
+    """What an input is called in a title."""
+    ref = _ref(model)
+    return Path(model).name if ref is None else ref.repo.rpartition("/")[2]
+
+
+def _told(model: str) -> str:
+    """What an input is called in a list: a repository with a link to its commit."""
+    ref = _ref(model)
+    if ref is None:
+        return f"`{Path(model).name}`"
+    at = f"/tree/{ref.revision}" if ref.revision else ""
+    return f"[{ref.repo}](https://huggingface.co/{ref.repo}{at})"
+
+
+def config_in(folder: Path) -> dict[str, Any] | None:
+    """``config.json`` of a folder that we have just written."""
+    path = folder / "config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
