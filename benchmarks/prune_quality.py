@@ -1,7 +1,6 @@
 """What pruning costs a language model: perplexity of SmolLM2-135M on Austen, by method.
 
     python -m benchmarks.prune_quality [--only "wanda,alps"] [--windows 24] [--samples 64] [--json FILE]
-        [--json FILE]
 
 The model is calibrated once, dense, on the Brown corpus (``paring calibrate --gram``); each method then
 prunes the checkpoint to half, or to two of four, and the result is evaluated as ``paring eval`` does, by
