@@ -247,7 +247,9 @@ def table(found: dict[str, Any]) -> str:
             share, error = recovered(row, bare, full)
             gain = f"{share:.1%} ± {error:.1%}"
         cells = [f"{math.exp(mean(row, source)):.2f}" for source in (*PARTS, None)]
-        trained = f"{row['trained']:.2%}" if "trained" in row else ""
+        parts = [f"{row['trained']:.2%}"] if row.get("trained") else []
+        by_block = row["row"]["recipe"] == "reconstruct" or "reconstruct" in row["row"]["options"]
+        trained = ", then ".join(["each block whole"] * by_block + parts)
         memory = row.get("peak_gpu_bytes") or row.get("peak_rss_bytes") or 0
         cost = [f"{row['minutes']:.1f}", f"{memory / 2**30:.1f} GiB"] if "minutes" in row else ["", ""]
         lines.append(f"| {' | '.join([name, *cells, gain, trained, *cost])} |")
