@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,11 +32,8 @@ import numpy.typing as npt
 
 from benchmarks import machine, smollm
 from benchmarks.real_data import data_root
-from paring.checkpoint import open_checkpoint, write_safetensors
-from paring.dtypes import from_f32
+from paring import api
 from paring.plan import thread_count
-from paring.pruning.matrix import Budget, select
-from paring.pruning.schedules import count
 from paring.report import peak_rss_bytes
 
 F64 = npt.NDArray[np.float64]
@@ -70,6 +66,8 @@ def rows() -> dict[str, Row]:
     found = {"dense": Row(None), "dense + PERP": Row(None, "perp", perp())}
     for kind in ("50%", "60%", "2:4"):
         found[f"{kind} bare"] = Row(kind)
+        for method in ("wanda", "sparsegpt"):
+            found[f"{kind} {method}"] = Row(f"{kind} {method}")
         subsets = {
             "norms": {"train": "norms"},
             "MaskLoRA": {"train": "adapters"},
@@ -115,26 +113,24 @@ def corpora() -> dict[str, Path]:
 
 
 def pruned_folder(kind: str) -> Path:
-    """SmolLM2 with every matrix of its blocks pruned by magnitude, exactly as much as ``kind`` says."""
-    dense = smollm.model()
-    home = data_root() / "perp" / f"pruned-{kind.replace(':', 'of').replace('%', '')}"
+    """SmolLM2 pruned as ``kind`` says, on first use: how much goes, and the method if it is not magnitude.
+
+    Statistics are measured on the first half million characters of the training text.
+    """
+    amount, _, method = kind.partition(" ")
+    home = data_root() / "perp" / f"pruned-{kind.replace(':', 'of').replace('%', '').replace(' ', '-')}"
     if home.is_dir():
         return home
-    with open_checkpoint(dense) as source:
-        tensors = {name: source.read(name) for name in source}
-        metadata = source.metadata
-    for name, tensor in tensors.items():
-        if "_proj." not in name:
-            continue
-        weights = tensor.f32().copy()
-        keep = weights.size - count(float(kind.rstrip("%")) / 100, weights.size) if kind != "2:4" else 2
-        mask = select(np.abs(weights), Budget(keep, of=None if kind != "2:4" else 4))
-        tensors[name] = from_f32(weights * mask, tensor.dtype)
-    with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
-        made = Path(scratch, "made")
-        shutil.copytree(dense, made)
-        write_safetensors(made / "model.safetensors", tensors, metadata, overwrite=True)
-        shutil.move(made, home)
+    stats = data_root() / "perp" / "stats.safetensors"
+    if method and not stats.exists():
+        sample = stats.with_name("calibration.txt")
+        sample.write_text("\n\n".join(smollm.split().train.values())[-500_000:], encoding="utf-8")
+        api.calibrate(smollm.model(), sample, stats, gram=True, samples=128, window=LENGTH)
+    much: dict[str, Any] = (
+        {"keep": 2, "of": 4} if amount == "2:4" else {"sparsity": f"{float(amount.rstrip('%')) / 100:g}"}
+    )
+    how: dict[str, Any] = {"method": method, "stats": stats} if method else {}
+    api.prune(smollm.model(), home, **much, **how)
     return home
 
 
@@ -251,7 +247,9 @@ def table(found: dict[str, Any]) -> str:
             share, error = recovered(row, bare, full)
             gain = f"{share:.1%} ± {error:.1%}"
         cells = [f"{math.exp(mean(row, source)):.2f}" for source in (*PARTS, None)]
-        trained = f"{row['trained']:.2%}" if "trained" in row else ""
+        parts = [f"{row['trained']:.2%}"] if row.get("trained") else []
+        by_block = row["row"]["recipe"] == "reconstruct" or "reconstruct" in row["row"]["options"]
+        trained = ", then ".join(["each block whole"] * by_block + parts)
         memory = row.get("peak_gpu_bytes") or row.get("peak_rss_bytes") or 0
         cost = [f"{row['minutes']:.1f}", f"{memory / 2**30:.1f} GiB"] if "minutes" in row else ["", ""]
         lines.append(f"| {' | '.join([name, *cells, gain, trained, *cost])} |")

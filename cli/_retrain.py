@@ -57,6 +57,9 @@ def rows(report: Retraining) -> list[tuple[str, str]]:
     if report.trained is not None:
         share = report.trained / (report.parameters or 1)
         found.append(("trained", f"{report.trained:,} of {report.parameters or 0:,} parameters, {share:.2%}"))
+    if report.reconstructed is not None:
+        share = report.reconstructed / (report.parameters or 1)
+        found.append(("reconstructed", f"{report.reconstructed:,} parameters block by block, {share:.2%}"))
     if report.losses:
         found.append(("loss", f"{report.losses[0]:.4f} at first, [bold]{report.losses[-1]:.4f}[/] at last"))
     if errors := report.block_errors:

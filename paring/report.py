@@ -173,13 +173,15 @@ class Extraction(Report):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retraining(Report):
-    """What retraining did. ``trained`` numbers of ``parameters`` were trained; ``losses`` are those of the
-    steps, ``block_errors`` relative errors before and after reconstruction; ``sparsity`` is that of the
-    pruned tensors as written, ``pruned`` the entries that were kept at zero.
+    """What retraining did. ``trained`` numbers of ``parameters`` were trained by the loss, whose ``losses``
+    are those of the steps, and ``reconstructed`` block by block; ``block_errors`` are relative errors before
+    and after that; ``sparsity`` is that of the pruned tensors as written, ``pruned`` the entries that were
+    kept at zero.
     """
 
     parameters: int | None = None
     trained: int | None = None
+    reconstructed: int | None = None
     tokens: int | None = None
     losses: list[float] | None = None
     block_errors: list[tuple[float, float]] | None = None

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from paring import api, registry
 from paring.checkpoint import open_checkpoint
 from paring.errors import BadFileError, BadValueError, OptionError, OutputError, UnsupportedError
-from paring.retraining import fitting, run
+from paring.retraining import fitting, perp, run
+from paring.retraining.pupil import open_pupil
 from paring.retraining.run import retrain
 from tests import retraining as tiny
 
@@ -94,6 +95,20 @@ def test_new_masks_have_the_same_counts(made, tmp_path, way):
     assert any((old[name] != new[name]).any() for name in old)
     if way == "PDP":
         assert report.gaps is not None and all(0 <= gap < 1 for gap in report.gaps.values())
+
+
+def test_cycles_prune_as_far_as_they_are_told(made):
+    dense, pruned, data = made()
+    pupil = open_pupil(dense, [("text", data.read_text())], length=32, dense=dense, masks={})
+    final = {name: torch.from_numpy(mask) for name, mask in tiny.masks(pruned).items()}
+    for share in (0.4, 1.0):
+        perp.prune(pupil, final, share)
+        for name, mask in final.items():
+            gone = round(share * int((~mask).sum()))
+            assert (
+                int((pupil.model.get_parameter(name) == 0).sum()) == gone == int((~pupil.masks[name]).sum())
+            )
+    assert all(torch.equal(pupil.masks[name], mask) for name, mask in final.items())
 
 
 @pytest.mark.parametrize("way", ["relaxed", "cycles", "PDP"])
@@ -180,7 +195,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(made, tmp_path, way, monkeypatc
 
     def dying(self, step):
         calls[0] += 1
-        if calls[0] == 18:
+        if calls[0] == {"relaxed": 30, "cycles": 10}.get(way, 18):
             raise KeyboardInterrupt
         return rate(self, step)
 

@@ -146,6 +146,9 @@ def test_norms_are_found_by_what_they_do():
     assert sum("_norm.weight" in name for name in norms(qwen)) == 2  # of queries and keys
     gemma = transformers.GemmaForCausalLM(transformers.GemmaConfig(**small, **more))
     assert len(norms(gemma)) == 3  # whose weights begin at zero
+    zero = nn.LayerNorm(8)
+    nn.init.zeros_(zero.weight)
+    assert set(norms(zero)) == {"weight", "bias"}
     gpt2, bert = norms(tiny.model("gpt2")), norms(tiny.model("encoder"))
     assert (
         len(gpt2) == 10 and len(bert) == 10 and all("norm" in n.lower() or "ln_" in n for n in (*gpt2, *bert))

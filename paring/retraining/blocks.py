@@ -24,7 +24,7 @@ from paring.retraining import text
 from paring.retraining.fitting import Fit, Loss, fit
 from paring.retraining.kinds import Kind
 from paring.retraining.pupil import Pupil
-from paring.retraining.subsets import choose
+from paring.retraining.subsets import Subset, choose
 
 _log = logging.getLogger("paring")
 States = list[torch.Tensor]
@@ -191,6 +191,7 @@ def _fit_block(
     held = pupil.held(subset.own.items())
     fit(subset.parameters, loss, how.fit, held=held, keeper=pupil.keeper, label=label)
     pupil.changed |= subset.changed()
+    _count(pupil, subset)
     subset.merge()
 
 
@@ -230,3 +231,8 @@ def _relaxed(
         pupil.masks[prefix + name] = mask
     pdp.bake()
     pupil.changed |= set(subset.own)
+    _count(pupil, subset)
+
+
+def _count(pupil: Pupil, subset: Subset) -> None:
+    pupil.notes["reconstructed"] = pupil.notes.get("reconstructed", 0) + subset.count

@@ -153,8 +153,7 @@ def fit(
             _save(keeper, label, parameters, optimizer, losses)  # before the step: known to be good
         for group in optimizer.param_groups:
             group["lr"] = how.rate(step)
-        optimizer.step()
-        _hold(held)
+        optimizer.step()  # which moves nothing whose gradients have all been zero
         losses.append(total)
         left = (time.perf_counter() - started) / (step + 1 - first) * (how.steps - step - 1)
         _log.info("%s: step %d of %d, loss %.4f, %s left", label, step + 1, how.steps, total, _spoken(left))

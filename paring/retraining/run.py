@@ -122,6 +122,7 @@ def retrain(
         warnings=warnings,
         parameters=pupil.parameters,
         trained=pupil.notes.get("trained"),
+        reconstructed=pupil.notes.get("reconstructed"),
         tokens=pupil.data.size,
         losses=pupil.notes.get("losses"),
         block_errors=pupil.notes.get("block_errors"),
