@@ -1,6 +1,6 @@
 """What pruning costs a language model: perplexity of SmolLM2-135M on Austen, by method.
 
-    python -m benchmarks.prune_quality [--only "wanda,alps"] [--windows 24] [--samples 64] [--json FILE]
+    python -m benchmarks.prune_quality [--only "wanda,alps"] [--amounts 2:4] [--windows 24] [--json FILE]
 
 The model is calibrated once, dense, on the Brown corpus (``paring calibrate --gram``); each method then
 prunes the checkpoint to half, or to two of four, and the result is evaluated as ``paring eval`` does, by
@@ -101,6 +101,7 @@ def paired(found: Evaluation, against: Sequence[float]) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", help="only these lines, as the table calls them, with commas between")
+    parser.add_argument("--amounts", default=",".join(AMOUNTS), help="only these of the amounts")
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
@@ -115,7 +116,8 @@ def main() -> None:
         "amount", "method", "perplexity", "loses, nats", "against the line above", "s", box=box.SIMPLE_HEAD
     )
     table.add_row("", "dense", f"{dense.perplexity:.1f}", f"{dense.nll:.3f} in all", "", "")
-    for told, amount in AMOUNTS.items():
+    for told in asked.amounts.split(","):
+        amount = AMOUNTS[told]
         above: list[float] | None = None
         for case in CASES:
             alone = "of" in amount and "scope" in case.options  # groups are compared among themselves
@@ -131,9 +133,9 @@ def main() -> None:
             print(json.dumps({key: value for key, value in row.items() if key != "nlls"}), flush=True)
             figures = f"{math.exp(got.nll):.1f}", f"{loss:.3f} ± {error:.3f}", more, f"{seconds:.0f}"
             table.add_row(told, case.name, *figures)
+            if asked.json:
+                asked.json.write_text(json.dumps(found, indent=2))
     out.print(table)
-    if asked.json:
-        asked.json.write_text(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":
