@@ -25,7 +25,7 @@ from paring.api import compress
 from paring.checkpoint import open_checkpoint, write_safetensors
 from paring.codecs import stored
 from paring.dtypes import FLOATS, from_f32
-from paring.finetuned.restoring import difference, wide
+from paring.finetuned.restoring import difference
 
 F32 = npt.NDArray[np.float32]
 Deltas = dict[str, F32]
@@ -36,7 +36,7 @@ def deltas(tuned: Path, base: Path) -> Deltas:
     """``tuned - base`` of all tensors that hold numbers."""
     mine, below = open_checkpoint(tuned), open_checkpoint(base)
     names = [name for name in mine if mine.tensors[name].dtype in FLOATS]
-    return {name: (wide(mine.read(name)) - wide(below.read(name))).astype(np.float32) for name in names}
+    return {name: (mine.read(name).f64() - below.read(name).f64()).astype(np.float32) for name in names}
 
 
 def error(found: Deltas, made: Deltas) -> float:
@@ -118,7 +118,7 @@ def halved(source: Path, target: Path) -> Path:
     """The checkpoint with its floating-point tensors in fp16."""
     opened = open_checkpoint(source)
     tensors = {
-        name: from_f32(wide(tensor), "F16", name) if tensor.dtype in FLOATS else tensor
+        name: from_f32(tensor.f64(), "F16", name) if tensor.dtype in FLOATS else tensor
         for name, tensor in ((name, opened.read(name)) for name in opened)
     }
     write_safetensors(target, tensors)

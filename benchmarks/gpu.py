@@ -91,7 +91,10 @@ def kernels(n: int, device: str) -> list[dict[str, Any]]:
         "pcb": (lambda: merging.pcb(chunk, low, high, high, high * 5, weights, "E"), read + written),
         "gram": (lambda: merging.gram(chunk), read),
         "order.count": (lambda: order.count(chunk[0], False, 0, 16), read // 3),
-        "order.between": (lambda: order.between(chunk[0], False, 1 << 30, (1 << 30) + 10_000), read // 3),
+        "order.brackets": (
+            lambda: order.brackets(chunk, False, [(0, 1 << 30, (1 << 30) + 10_000)]),
+            read // 3,
+        ),
     }
     found = []
     for name, (job, nbytes) in jobs.items():

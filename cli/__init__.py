@@ -73,6 +73,13 @@ def merge_main() -> None:
     _run(command, "merge")
 
 
+def prune_main() -> None:
+    """``prune``: the same as ``paring prune``."""
+    from paring.cli.prune import command
+
+    _run(command, "prune")
+
+
 def _run(command: click.Command, name: str) -> None:
     from paring.errors import OptionError, ParingError
 

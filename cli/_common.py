@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -123,6 +124,14 @@ def short(text: str) -> str:
 def warn(text: str) -> None:
     """One line on stderr."""
     click.secho(f"warning: {text}", fg="yellow", err=True)
+
+
+def tell_of_rest(output: str, kinds: tuple[str, ...]) -> None:
+    """After Ctrl-C: what is there stays for the same command."""
+    target = Path(output).absolute()
+    kept = [target.with_name(f".{target.name}.{kind}") for kind in kinds]
+    if isinstance(sys.exc_info()[1], KeyboardInterrupt) and (there := [p for p in kept if p.exists()]):
+        click.echo(f"what is done is kept in {there[0]}: the same command goes on from there", err=True)
 
 
 @contextmanager

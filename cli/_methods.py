@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -11,19 +12,25 @@ from paring.cli import _common as common
 from paring.errors import OptionError
 
 
-def command(kind: registry.Kind, default: str) -> type[click.Command]:
-    """A class of commands that have the options of their method besides their own."""
+def command(
+    kind: registry.Kind, default: str, more: Callable[[list[str]], list[click.Option]] | None = None
+) -> type[click.Command]:
+    """A class of commands that have the options of their method besides their own, and what ``more`` makes
+    of the arguments.
+    """
 
     class MethodCommand(click.Command):
         def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
             chosen = _named(kind, default, args)
             known = {name for parameter in self.params for name in parameter.opts}
-            self.params = [*self.params, *(o for o in _options(chosen) if not known & set(o.opts))]
+            added = [*options(chosen), *(more(args) if more is not None else [])]
+            self.params = [*self.params, *(o for o in added if not known & set(o.opts))]
             return super().parse_args(ctx, args)
 
         def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
             shown = [p for p in self.params if isinstance(p, click.Option)]
-            own = [p for p in shown if not p.name or not p.name.startswith(("method_", "preset_"))]
+            added = ("method_", "preset_", "retrain_")
+            own = [p for p in shown if not p.name or not p.name.startswith(added)]
             extra = [p for p in shown if p not in own]
             for title, params in (("Options", own), ("Options of the method", extra)):
                 records = [record for p in params if (record := p.get_help_record(ctx)) is not None]
@@ -47,21 +54,26 @@ def arguments(kind: registry.Kind, given: dict[str, Any]) -> dict[str, Any]:
     return {**found, **{key: value for key, value in options.items() if value is not None}}
 
 
-def _named(kind: registry.Kind, default: str, args: list[str]) -> registry.Method:
-    """The method that the arguments ask for, before they are parsed."""
-    name = default
+def value(flag: str, args: list[str]) -> str | None:
+    """What the arguments give an option, before they are parsed."""
+    found = None
     for i, arg in enumerate(args):
-        if arg == "--method" and i + 1 < len(args):
-            name = args[i + 1]
-        elif arg.startswith("--method="):
-            name = arg.partition("=")[2]
+        if arg == flag and i + 1 < len(args):
+            found = args[i + 1]
+        elif arg.startswith(f"{flag}="):
+            found = arg.partition("=")[2]
+    return found
+
+
+def _named(kind: registry.Kind, default: str, args: list[str]) -> registry.Method:
+    """The method that the arguments ask for."""
     try:
-        return registry.load(kind, name)
+        return registry.load(kind, value("--method", args) or default)
     except OptionError as error:
         raise click.UsageError(str(error)) from None
 
 
-def _options(method: registry.Method) -> list[click.Option]:
+def options(method: registry.Method) -> list[click.Option]:
     flags = [
         click.Option(
             [f"--{name}", f"preset_{name}"],

@@ -196,13 +196,15 @@ def _show(report: Report, verbose: bool) -> None:
     out.print(f"[bold]{source}[/] {verb} [bold]{target}[/]\n")
     sizes = f"{common.size(report.bytes_in or 0)} → {common.size(report.bytes_out or 0)}"
     recipe = report.recipe or {}
+    tensorwise = registry.load("compress", report.method or _DEFAULT).sees == "tensors"
+    lost = f"[bold]{report.error:.3f}[/] of the update (0: nothing, 1: back at the base model)"
     rows = [
         ("size", f"{sizes}, [bold green]{report.ratio:.1f} times smaller[/] on disk"),
         (
             "",
             f"{report.ratio_fp16:.1f} times smaller than fp16, {report.bits_per_param:.2f} bits a parameter",
         ),
-        ("lost", f"[bold]{report.error:.3f}[/] of the update (0: nothing, 1: back at the base model)"),
+        ("lost", "nothing: every bit comes back" if tensorwise else lost),
         ("method", f"{report.method} " + common.recipe_text(recipe, without=(*_BUDGETS, "carry"))),
     ]
     for tried in report.tried or ():
@@ -210,7 +212,8 @@ def _show(report: Report, verbose: bool) -> None:
         rows.append(("tried", f"{tried.method}: {came_to}"))
     if report.carried:
         weight = common.size(sum(tensor.bytes for tensor in report.carried))
-        count = f"{len(report.carried)} tensors that are not factors"
+        what = "as their bytes, not being sparse" if tensorwise else "that are not factors"
+        count = f"{len(report.carried)} tensors {what}"
         rows.append(("carried", f"{count}, {weight}: {recipe['carry']}"))
     peak = common.size(report.peak_rss_bytes or 0)
     rows.append(("took", f"{report.seconds:.1f} s and at most {peak} of memory, on {report.device}"))
@@ -236,8 +239,9 @@ def _show_modules(out: Any, modules: list[ModuleReport], verbose: bool) -> None:
         some = sorted(modules, key=lambda module: -(module.error or 0))[:_ROWS]
     rows = common.table("module", "shape", "rank", "density", "bits/param", "error")
     for m in some:
-        figures = (f"{m.density:.3f}", f"{m.bits:.2f}", f"{m.error:.3f}")
+        figures = (f"{m.density:.3f}", "-" if m.bits is None else f"{m.bits:.2f}", f"{m.error:.3f}")
         rows.add_row(common.short(m.name), f"{m.shape[0]} × {m.shape[1]}", str(m.rank or "-"), *figures)
     out.print(rows)
     if len(some) < len(modules):
-        out.print(f"the {len(some)} modules of {len(modules)} that lost most; -v shows all", style="dim")
+        which = "that lost most" if any(m.error for m in modules) else "there are"
+        out.print(f"the {len(some)} modules of {len(modules)} {which}; -v shows all", style="dim")

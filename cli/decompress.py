@@ -26,6 +26,7 @@ def command(
     """Decode a packed file to an ordinary adapter."""
     from paring import api
 
+    click.get_current_context().call_on_close(lambda: common.tell_of_rest(output, ("resume",)))
     with common.progress(f"decompressing {packed}", quiet=quiet, verbose=verbose):
         report = api.decompress(
             packed, output, adapter=adapter, base=base, dtype=dtype, overwrite=overwrite, threads=threads

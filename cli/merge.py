@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +14,7 @@ from paring.cli import _methods as methods
 
 if TYPE_CHECKING:
     from paring.hub.pushing import Push
-    from paring.report import Report
+    from paring.report import Report, SparseMerge
 
 _DEFAULT = "linear"
 _RECIPES = (".yaml", ".yml")
@@ -52,6 +51,11 @@ _SPACE = ("trials", "low", "high", "anchors", "search_seed", "minimise")
 @click.option(
     "--tokenizer", metavar="base|union|MODEL",
     help="Vocabulary of the result: embeddings are matched by token.  [default: all have the same]",
+)  # fmt: skip
+@click.option("--mask", metavar="FILE", help="Set to zero what this mask does not keep (`paring mask`).")
+@click.option(
+    "--keep-mask", metavar="mask|scale",
+    help="Keep the zeros of a sparse base: add updates elsewhere only, or multiply (a ScaleLoRA adapter).",
 )  # fmt: skip
 @click.option(
     "--shard-size", type=common.Bytes(), default="5GB", show_default=True, metavar="SIZE",
@@ -107,7 +111,9 @@ def command(
     from paring import api
     from paring.merging import weights as parsing
 
-    click.get_current_context().call_on_close(lambda: _tell_of_rest(output))
+    click.get_current_context().call_on_close(
+        lambda: common.tell_of_rest(output, ("resume", "stages", "search"))
+    )
     space = {name: given.pop(name) for name in _SPACE}
     if score is not None:
         return _search(models, output, score, space, weights, push, as_json, quiet, verbose, given)
@@ -128,14 +134,6 @@ def command(
         _show(report, verbose)
         hub.show(report.pushed)
     return 0
-
-
-def _tell_of_rest(output: str) -> None:
-    """After Ctrl-C: what is there stays for the same command."""
-    target = Path(output).absolute()
-    kept = [target.with_name(f".{target.name}.{kind}") for kind in ("resume", "stages", "search")]
-    if isinstance(sys.exc_info()[1], KeyboardInterrupt) and (there := [p for p in kept if p.exists()]):
-        click.echo(f"what is done is kept in {there[0]}: the same command goes on from there", err=True)
 
 
 def _search(
@@ -193,7 +191,17 @@ def _refuse_beside(models: tuple[str, ...]) -> None:
             raise click.UsageError(f"{parameter.opts[0]} beside a recipe: write it in {models[0]}")
 
 
+def _kept_rows(report: SparseMerge) -> list[tuple[str, str]]:
+    lost = f"{report.updates_lost:,} of {report.updates:,} updates lost in rounding"
+    return [
+        ("sparsity", f"{report.sparsity:.1%} of the entries that adapters touch are zero, and stay so"),
+        ("discarded", f"[bold]{report.discarded:.3f}[/] of the update's norm, on zeros; {lost}"),
+    ]
+
+
 def _show(report: Report, verbose: bool) -> None:
+    from paring.report import SparseMerge
+
     out = common.console()
     verb = "would be merged to" if report.dry_run else "merged to"
     count = f"{len(report.inputs)} inputs"
@@ -203,12 +211,16 @@ def _show(report: Report, verbose: bool) -> None:
     options = common.recipe_text(recipe.get("options") or {})
     rows = [("" if i else "inputs", common.short(path)) for i, path in enumerate(report.inputs)]
     rows += [("size", f"{common.size(report.bytes_in or 0)}{size}"), ("method", f"{report.method} {options}")]
+    if recipe.get("mask"):
+        rows.append(("mask", common.short(str(recipe["mask"]))))
     if report.merged is not None:
         along = f", {len(report.carried)} carried unchanged" if report.carried else ""
         files = f", in {len(report.files)} files" if report.files else ""
         rows.append(("tensors", f"{report.merged:,} merged{along}{files}"))
     if report.modules and report.error is not None:
         rows.append(("error", f"[bold]{report.error:.2g}[/] against the exact result (truncation, rounding)"))
+    if isinstance(report, SparseMerge):
+        rows += _kept_rows(report)
     peak = common.size(report.peak_rss_bytes or 0)
     if not report.dry_run:
         rows.append(("took", f"{report.seconds:.1f} s and at most {peak} of memory, on {report.device}"))
@@ -223,6 +235,12 @@ def _show(report: Report, verbose: bool) -> None:
         for m in report.modules:
             shape = f"{m.shape[0]} × {m.shape[1]}"
             table.add_row(common.short(m.name), shape, str(m.rank or "-"), f"{m.error or 0:.2g}")
+        out.print(table)
+    if isinstance(report, SparseMerge) and verbose:
+        table = common.table("tensor", "sparsity", "discarded", "updates", "lost")
+        for k in report.kept:
+            counts = (f"{k.updates:,}", f"{k.updates_lost:,}")
+            table.add_row(common.short(k.name), f"{k.sparsity:.1%}", f"{k.discarded:.3f}", *counts)
         out.print(table)
     sys.stdout.flush()
     for text in report.warnings:

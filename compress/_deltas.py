@@ -23,10 +23,9 @@ import numpy.typing as npt
 
 from paring import lowrank
 from paring.codecs.trellis import Levels
-from paring.coding import Factors
-from paring.compress._priced import STEPS_PER_OCTAVE
+from paring.compress._components import Side, fitted, tensors, weights
+from paring.compress._priced import STEPS_PER_OCTAVE, price
 from paring.compress._rows import SIDE_BITS, Rest, tables
-from paring.compress._spectral import _fitted, _items, _Side
 from paring.compress._trellis import PLAN, Worth, worth
 from paring.finetuned.parts import Matrix, Parts
 from paring.kernels.trellis import rows
@@ -90,7 +89,7 @@ class Deltas:
 
     def price(self, step: int) -> float:
         """The price of a bit at a step."""
-        return float(self._top * 2.0 ** (-step / STEPS_PER_OCTAVE))
+        return price(self._top, step)
 
     def settings(self, dial: int) -> list[Setting]:
         """The setting of each matrix at ``dial``."""
@@ -156,19 +155,15 @@ class Deltas:
         if not kept:
             return None, None
         V, right = part.V, part.s[:, None] * part.U.T
-        u, v = (_Side(size, of[:kept], self._bits) for size, of in ((len(part.U), of_u), (V.shape[1], of_v)))
+        u, v = (Side(size, of[:kept], self._bits) for size, of in ((len(part.U), of_u), (V.shape[1], of_v)))
         _side(v, V[:kept])
-        _side(u, _fitted(v.levels, right, V))
-        gram = (u.levels @ u.levels.T) * (v.levels @ v.levels.T)
-        gram[np.diag_indices_from(gram)] += 1e-12 * np.trace(gram) / len(gram) + 1e-300
-        scale = np.linalg.solve(gram, ((u.levels @ part.U) * part.s * (v.levels @ part.V.T)).sum(axis=1))
-        shapes = ((kept, V.shape[1]), (len(part.U), kept))
-        factors = Factors("", "a", "b", V, part.U, 1.0, ("F32", "F32"), shapes)
-        found = dict(_items(factors, u, v, scale, PLAN[of_u[:kept], 4] + PLAN[of_v[:kept], 4]))
-        return found["a"], found["b"]
+        _side(u, fitted(v.levels, right, V))
+        scale = weights(u.levels, v.levels, part.U, part.s, V)
+        distortion = PLAN[of_u[:kept], 4] + PLAN[of_v[:kept], 4]
+        return tensors(u, v, scale, distortion, ((kept, V.shape[1]), (len(part.U), kept)))
 
 
-def _side(side: _Side, targets: npt.NDArray[np.floating[Any]]) -> None:
+def _side(side: Side, targets: npt.NDArray[np.floating[Any]]) -> None:
     """Quantise the rank vectors ``targets`` (c, n), each in units of its own size."""
     size = np.sqrt(np.mean(np.square(targets, dtype=np.float64), axis=1))
     steps = size * PLAN[side.rows, 1]

@@ -14,6 +14,11 @@ Fit = Callable[[int, float], Sequence[tuple[str, Item]]]
 STEPS_PER_OCTAVE = 16
 
 
+def price(top: float, step: int) -> float:
+    """The price of a bit at a step below ``top``."""
+    return float(top * 2.0 ** (-step / STEPS_PER_OCTAVE))
+
+
 class Priced:
     """The dial lowers the price of a bit from ``top`` on, by sixteenths of an octave, a module at a time.
 
@@ -34,7 +39,7 @@ class Priced:
 
     def price(self, step: int) -> float:
         """The price of a bit at a step."""
-        return float(self._top * 2.0 ** (-step / STEPS_PER_OCTAVE))
+        return price(self._top, step)
 
     def steps(self, dial: int) -> list[int]:
         """The step of each module at ``dial``."""

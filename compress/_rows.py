@@ -12,7 +12,8 @@ from scipy.special import ndtr
 
 from paring.codecs.ternary import Ternary, from_trits
 from paring.codecs.trellis import Levels
-from paring.compress._spectral import _short
+from paring.coding import rounded
+from paring.compress._components import short
 from paring.compress._trellis import PLAN
 from paring.finetuned.parts import Matrix, Parts
 from paring.kernels.trellis import rows
@@ -22,6 +23,8 @@ F64 = npt.NDArray[np.float64]
 
 #: bits beside the entries that a coded row takes: its class and, at times, a scale
 SIDE_BITS = 6.0
+#: bits of the scales of signs
+_BITS = 5
 #: bits that a scale of its own takes
 _SCALE_BITS = 10.0
 #: the step of levels over the root of the price, which is best at all but the lowest rates
@@ -92,7 +95,7 @@ class Rest:
         shape = (self._matrix.rows, self._matrix.columns)
         levels = None
         if self._classes.any():
-            scale = _short(self._steps * (inner / norm if norm else 1.0), np.full(len(self._steps), 1e-4))
+            scale = short(self._steps * (inner / norm if norm else 1.0), np.full(len(self._steps), 1e-4))
             used = self._classes > 0
             k = np.concatenate(found) if len(found) > 1 else found[0]
             scales = np.where(used, scale, 0).astype(np.float32)
@@ -136,9 +139,9 @@ class Rest:
         total = int(self._kept.sum())
         if not total:
             return None
-        common = float(_brief(np.array([float((self._kept * self._mean).sum()) / total]))[0])
+        common = float(rounded(np.array([float((self._kept * self._mean).sum()) / total]), _BITS)[0])
         own = self._kept * (self._mean - common) ** 2 > _SCALE_BITS * self._prices[1]
-        scale = np.where(own, _brief(self._mean), common)
+        scale = np.where(own, rounded(self._mean, _BITS), common)
         trits = np.zeros(shape, np.int8)
         for start, stop in self._blocks:
             chosen = start + np.flatnonzero(self._kept[start:stop])
@@ -150,10 +153,3 @@ class Rest:
                 _, _, threshold, _ = rows.largest(rest, self._price(start), fixed, SIDE_BITS)
                 trits[each] = np.sign(rest) * (np.abs(rest) >= threshold[:, None])
         return from_trits(trits, np.where(trits.any(axis=1), scale, 0.0), "rows")
-
-
-def _brief(x: F64) -> F64:
-    """``x`` rounded to five bits."""
-    mantissa, exponent = np.frexp(x)
-    brief: F64 = np.ldexp(np.round(np.ldexp(mantissa, 5)), exponent - 5)
-    return brief

@@ -20,11 +20,33 @@ with; then take ``compeft``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from paring.coding import Factors, Family
 from paring.errors import OptionError
 from paring.registry import method
+
+if TYPE_CHECKING:
+    from paring.compress._deltas import Deltas
+    from paring.finetuned.parts import Matrix
+
+
+def _refuse(states: int) -> None:
+    if states and states not in (4, 8, 16, 32, 64, 128, 256):
+        raise OptionError(f"--states {states}: a power of two from 4 to 256, or 0")
+
+
+def _deltas(*, states: int = 0) -> Callable[[Sequence[Matrix], int], Deltas]:
+    """What codes the deltas of a full fine-tune: a function of matrices and threads."""
+    _refuse(states)
+
+    def coder(matrices: Sequence[Matrix], threads: int) -> Deltas:
+        from paring.compress._deltas import Deltas
+
+        return Deltas(matrices, states, threads)
+
+    return coder
 
 
 @method(
@@ -33,6 +55,7 @@ from paring.registry import method
         "ours; reverse water-filling: Cover and Thomas, Elements of Information Theory, 10.3.3; "
         "ECTCQ: Fischer and Wang 1992"
     ),
+    deltas=_deltas,
 )
 def spectral(
     modules: Sequence[Factors],
@@ -55,8 +78,7 @@ def spectral(
     """
     from paring.compress._spectral import Spectral
 
-    if states and states not in (4, 8, 16, 32, 64, 128, 256):
-        raise OptionError(f"--states {states}: a power of two from 4 to 256, or 0")
+    _refuse(states)
     if not 0 <= norm <= 1:
         raise OptionError(f"--norm {norm}: a number from 0 to 1")
     return Spectral(modules, states, norm, threads, device)

@@ -12,7 +12,7 @@ All errors raised on purpose are :class:`paring.errors.ParingError`. Nothing her
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -25,32 +25,49 @@ from paring.hub.reading import located
 from paring.hub.verbs import naming
 from paring.loading import PathLike, chosen, load, load_into, to_torch
 from paring.merging import verb
-from paring.merging.plan import SHARD_BYTES
 from paring.merging.planning import Request
 from paring.merging.single import How
 from paring.merging.weights import parse
+from paring.outputs import SHARD_BYTES
 from paring.plan import plan_compress, thread_count
-from paring.report import Conversion, Difference, Extraction, Inspection, Pushed, Report, Verification
+from paring.report import (
+    Conversion,
+    Difference,
+    Extraction,
+    Inspection,
+    Pruning,
+    Pushed,
+    Report,
+    Shrinking,
+    Verification,
+)
 
 if TYPE_CHECKING:
-    from paring.card import Evaluation
+    from paring.card import Evaluation as Measured
+    from paring.evaluating import Evaluation
     from paring.merging.search import Found, Space
+    from paring.pruning.calibration import Calibration
     from paring.rerunning import Repeated
 
 __all__ = [
+    "apply_mask",
+    "calibrate",
     "compress",
     "convert",
     "decompress",
     "diff",
+    "evaluate",
     "extract",
     "inspect",
     "load",
     "load_into",
     "merge",
     "merge_recipe",
+    "prune",
     "push",
     "rerun",
     "search",
+    "shrink",
     "to_torch",
     "verify",
 ]
@@ -200,6 +217,8 @@ def merge(
     rank: int | str | None = None,
     carried: str = "refuse",
     tokenizer: str | None = None,
+    keep_mask: str | None = None,
+    mask: PathLike | None = None,
     shard_size: int = SHARD_BYTES,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -216,8 +235,11 @@ def merge(
     are folded into a base. ``dtype`` (fp64, fp32, fp16, bf16) is that of the result, by default the base's or
     first model's. ``missing`` (refuse, copy) and ``carried`` (refuse, first, drop) say what becomes of
     tensors that not all models have, or that are no factors. ``tokenizer`` (base, union, or one of the
-    inputs) gives the result that vocabulary, and re-indexes embeddings by token. ``memory`` is in bytes,
-    half of what is free by default. ``options`` are those of ``method``.
+    inputs) gives the result that vocabulary, and re-indexes embeddings by token. ``keep_mask`` keeps the
+    zeros of the base: ``mask`` adds updates elsewhere only, ``scale`` multiplies by the product of one
+    ScaleLoRA adapter; the report is then a :class:`~paring.report.SparseMerge`. What ``mask`` does not keep
+    is set to zero. ``memory`` is in bytes, half of what is free by default. ``options`` are those of
+    ``method``.
 
     A run that was killed is taken up by the same call. Raises OptionError, UnsupportedError, BadFileError,
     BadValueError (NaN, infinity), OutputError.
@@ -226,7 +248,7 @@ def merge(
     request = Request(
         [os.fspath(model) for model in models], _text(base), _text(into), method, weights, (), float(scale),
         dtype,
-        missing, rank, carried, tokenizer, shard_size, options,
+        missing, rank, carried, tokenizer, shard_size, options, keep_mask=keep_mask, mask=_text(mask),
     )  # fmt: skip
     return verb.merge(
         request, output, overwrite=overwrite, dry_run=dry_run, threads=threads, memory=memory, device=device
@@ -259,7 +281,7 @@ def search(
 
     own = Request.__dataclass_fields__.keys() - {"models", "weights", "options"}
     fields: dict[str, Any] = {key: value for key, value in merging.items() if key in own}
-    fields |= {key: _text(fields[key]) for key in ("base", "into") if key in fields}
+    fields |= {key: _text(fields[key]) for key in ("base", "into", "mask") if key in fields}
     options = {key: value for key, value in merging.items() if key not in own}
     request = Request([os.fspath(model) for model in models], **fields, options=options)
     how = How(overwrite, False, threads, memory)
@@ -293,6 +315,110 @@ def merge_recipe(
 
 
 @naming
+def prune(
+    model: PathLike,
+    output: PathLike,
+    *,
+    method: str = "magnitude",
+    sparsity: float | str | None = None,
+    keep: int | None = None,
+    of: int | None = None,
+    scope: str | None = None,
+    allocate: str = "uniform",
+    lines: str | None = None,
+    budgets: Mapping[str, float | str] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    tail: str = "error",
+    stats: PathLike | None = None,
+    refit: bool = False,
+    outliers: float = 5.0,
+    spread: float = 0.08,
+    save_mask: PathLike | None = None,
+    shard_size: int = SHARD_BYTES,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+    memory: int | None = None,
+    device: str = "auto",
+    retrain: str | None = None,
+    data: PathLike | None = None,
+    length: int = 512,
+    field: str = "text",
+    seed: int = 0,
+    retrain_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Pruning:
+    """Set the least entries of a checkpoint to zero: ``sparsity`` of them (a decimal, taken as typed), or all
+    but ``keep`` of every ``of`` neighbours along the inputs.
+
+    ``scope`` is what shares one threshold: tensor (each matrix), row (each output) or global (the model); by
+    default tensor, or row as Wanda is published. ``allocate`` shares a sparsity out over matrices: uniform,
+    erk, lamp, or owl (by how many scores are ``outliers`` times their block's mean, within ``spread``).
+    ``lines`` (outputs, inputs) prunes whole ones by their norms. ``budgets`` gives tensors that fit a pattern
+    a sparsity, ``"2:4"`` or ``"dense"`` of their own. ``include`` and ``exclude`` are patterns over names; by
+    default embeddings, heads, norms, biases and routers are left alone. ``tail`` (error, dense) says what
+    becomes of inputs that ``of`` does not divide. ``stats`` is a file of ``calibrate``, from which ``refit``
+    gives what stays its best values, whatever chose it. ``save_mask`` is a mask to write. ``options`` are
+    those of ``method``.
+
+    ``retrain`` names a recipe (perp, reconstruct, pst, pdp) with ``retrain_options``: the result is then
+    retrained inside its mask on ``data``, a text file, a folder of them or a data set on the Hub, in windows
+    of ``length`` tokens; of lines of JSON the key ``field`` is read. ``output`` is a folder then.
+
+    A run that was killed is taken up by the same call. Raises OptionError, UnsupportedError, BadFileError,
+    BadValueError (NaN, infinity), OutputError.
+    """
+    from paring.pruning import plan, run
+    from paring.pruning import request as asking
+
+    request = asking.Request(
+        located(model), method, sparsity, keep, of, scope, allocate, lines, budgets, tuple(include),
+        tuple(exclude), tail, _text(stats), None, shard_size, options, refit, outliers, spread,
+    )  # fmt: skip
+    if retrain is not None or data is not None:
+        if retrain is None or data is None:
+            raise OptionError("--retrain and --data go together: a recipe, and the text to retrain on")
+        from paring.retraining import whole
+
+        job = whole.Job(retrain, os.fspath(data), length, field, seed, retrain_options or {})
+        return whole.prune_and_retrain(
+            request, output, job, save_mask=save_mask, overwrite=overwrite, dry_run=dry_run, threads=threads,
+            memory=memory, device=device,
+        )  # fmt: skip
+    planned = plan.plan_prune(
+        request, output, save_mask=save_mask, overwrite=overwrite, threads=threads, device=device
+    )
+    with planned.checkpoint:
+        return run.run(planned, dry_run=dry_run, memory=memory)
+
+
+@naming
+def apply_mask(
+    mask: PathLike,
+    model: PathLike,
+    output: PathLike,
+    *,
+    shard_size: int = SHARD_BYTES,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+    memory: int | None = None,
+) -> Pruning:
+    """Set what ``mask`` does not keep to zero in ``model``, or in another of its names and shapes: a
+    fine-tune, a merge. What :mod:`paring.pruning.masking` does with masks beside that, it does for Python
+    users, too. Raises as :func:`prune` does, BadFileError for another model's mask.
+    """
+    from paring.pruning import plan, run
+    from paring.pruning import request as asking
+
+    request = asking.Request(located(model), mask=os.fspath(mask), shard_size=shard_size)
+    planned = plan.plan_prune(request, output, overwrite=overwrite, threads=threads)
+    with planned.checkpoint:
+        return run.run(planned, dry_run=dry_run, memory=memory)
+
+
+@naming
 def rerun(
     made: PathLike,
     output: PathLike,
@@ -304,7 +430,7 @@ def rerun(
     memory: int | None = None,
     device: str = "auto",
 ) -> Repeated:
-    """Make ``made``, which ``merge`` or ``compress`` wrote, again as ``output``, from the recipe in it.
+    """Make ``made``, which ``merge``, ``prune`` or ``compress`` wrote, again as ``output``, from its recipe.
 
     Inputs are looked for under the names they had, from the current folder and then from the one ``made`` is
     in; ``source`` says where that of a packed file is. ``same`` in the report says whether all bytes of the
@@ -326,7 +452,7 @@ def push(
     revision: str | None = None,
     create_pr: bool = False,
     message: str | None = None,
-    evaluations: Sequence[Evaluation] = (),
+    evaluations: Sequence[Measured] = (),
 ) -> Pushed:
     """Push a folder, or files, to the repository ``repo`` of the Hub, with a card; what it has is not sent
     again.
@@ -392,6 +518,47 @@ def extract(
 
 
 @naming
+def shrink(
+    model: PathLike,
+    output: PathLike,
+    *,
+    layers: float | None = None,
+    drop_layers: Sequence[int] = (),
+    layers_by: str = "even",
+    neurons: float | None = None,
+    heads: float | None = None,
+    kv_heads: float | None = None,
+    experts: float | None = None,
+    width: float | None = None,
+    fisher: PathLike | None = None,
+    shard_size: int = SHARD_BYTES,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+) -> Shrinking:
+    """Take whole parts out of ``model`` and write what is left to the folder ``output``, with its
+    configuration; layers are numbered anew. Counts are what stays: whole numbers, or shares below 1.
+
+    ``layers_by`` (even, score) says which layers stay of a count. ``neurons`` are of each feed-forward part
+    or expert, ``heads`` and ``kv_heads`` of each layer, ``width`` is the residual stream, of which one set of
+    entries stays everywhere. What stays is chosen by the weights, or by ``fisher``, a checkpoint of the same
+    names and shapes that scores every weight. That the result loads is checked before anything is written.
+
+    Raises OptionError, UnsupportedError, BadFileError, BadValueError (NaN, infinity), OutputError.
+    """
+    from paring.shrinking import run as shrinking
+    from paring.shrinking.cuts import Request as Cuts
+
+    asked = Cuts(
+        located(model), layers, tuple(drop_layers), layers_by, neurons, heads, kv_heads, experts, width,
+        _text(fisher),
+    )  # fmt: skip
+    return shrinking.shrink(
+        asked, Path(output), shard_size=shard_size, overwrite=overwrite, dry_run=dry_run, threads=threads
+    )
+
+
+@naming
 def diff(
     models: Sequence[PathLike],
     *,
@@ -429,10 +596,100 @@ def inspect(path: PathLike, *, plot: PathLike | None = None, overwrite: bool = F
 
 
 @naming
-def verify(path: PathLike, source: PathLike | None = None, *, base: PathLike | None = None) -> Verification:
+def verify(
+    path: PathLike,
+    source: PathLike | None = None,
+    *,
+    base: PathLike | None = None,
+    sparsity: float | str | None = None,
+    keep: int | None = None,
+    of: int | None = None,
+) -> Verification:
     """Whether a file is sound, and with ``source`` whether it loses what it says; that of a full fine-tune
-    needs its ``base`` for that. Raises BadFileError, OptionError.
+    needs its ``base`` for that. With ``sparsity`` whether at least that share of what prune prunes is zero,
+    with ``keep`` and ``of`` whether groups of inputs hold no more. Raises BadFileError, OptionError.
     """
     from paring import inspecting
+    from paring.pruning import verifying
 
-    return inspecting.verify(located(path), _found(source), _found(base))
+    wanted = verifying.wanted(sparsity, keep, of)
+    found = inspecting.verify(located(path), _found(source), _found(base))
+    if wanted is not None:
+        verifying.verify(found, Path(located(path)), *wanted)
+    return found
+
+
+@naming
+def calibrate(
+    model: PathLike,
+    data: PathLike,
+    output: PathLike,
+    *,
+    gram: bool = False,
+    samples: int = 128,
+    window: int | None = None,
+    sequential: bool = False,
+    method: str = "wanda",
+    sparsity: str | float | None = None,
+    keep: int | None = None,
+    of: int | None = None,
+    dtype: str = "fp32",
+    device: str = "auto",
+    threads: int | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    **options: Any,
+) -> Calibration:
+    """Measure what the matrices of the model in the folder ``model`` are given on the text file ``data``, for
+    methods that ask for it; the file ``output`` is specified in docs/format.md, *Statistics*.
+
+    ``samples`` windows of ``window`` tokens (2048, or what the model allows), evenly spaced over the text,
+    are run. ``gram`` also measures products of inputs. With ``sequential`` each block is measured behind
+    blocks that are pruned already, by ``method`` with its ``options``, to ``sparsity`` or to ``keep`` of each
+    ``of``. The model is run by transformers in ``dtype`` (fp32, bf16, fp16).
+
+    Raises UnsupportedError without transformers (``pip install 'paring[retrain]'``) and for models that are
+    no stack of blocks, OptionError, BadFileError, BadValueError (NaN, infinity), OutputError.
+    """
+    from paring.pruning import calibration
+
+    how = calibration.pruning(
+        sequential, gram=gram, method=method, sparsity=sparsity, keep=keep, of=of, options=options
+    )
+    return calibration.calibrate(
+        located(model), data, output, gram=gram, samples=samples, window=window, how=how, dtype=dtype,
+        device=device, threads=threads, overwrite=overwrite, dry_run=dry_run,
+    )  # fmt: skip
+
+
+@naming
+def evaluate(
+    model: PathLike,
+    data: PathLike,
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    samples: int | None = None,
+    dtype: str = "fp32",
+    device: str = "auto",
+    threads: int | None = None,
+) -> Evaluation:
+    """The perplexity of the causal language model in the folder ``model`` on the text file ``data``.
+
+    The text is read by windows of ``window`` tokens (2048, or what the model allows), one every ``stride``
+    tokens (a window by default), of which the last ``stride`` are predicted; ``samples`` of them, evenly
+    spaced, stand for all. Raises UnsupportedError without transformers and for other models, OptionError,
+    BadFileError, BadValueError.
+    """
+    from paring import evaluating
+
+    return evaluating.evaluate(
+        located(model),
+        data,
+        window=window,
+        stride=stride,
+        samples=samples,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+    )

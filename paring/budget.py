@@ -165,11 +165,6 @@ class Dials:
             return self._try(self.count - 1)
         return self._best(lambda tried: (False, tried.error, tried.nbytes), self._least_loss)
 
-    def least_size(self) -> Trial:
-        """The smallest of the trials made, dial 0 among them."""
-        self._try(0)
-        return min(self._seen.values(), key=lambda tried: tried.nbytes)
-
     def _try(self, dial: int) -> Trial:
         if dial not in self._seen:
             self._seen[dial] = self.trial(dial)
@@ -226,23 +221,28 @@ class Dials:
     def _follow(
         self, stretch: range, sketch: Sketch, value: Callable[[float, float | None], float], limit: float
     ) -> None:
-        """Try dials near the last one with a ``value`` of (bytes, error) within ``limit``."""
+        """Try dials near the last one with a ``value`` of (bytes, error) within ``limit``.
+
+        Where values jump, as where entries tie, the sketch misleads: after two rounds that have not halved
+        what is left the middle is tried.
+        """
         low, high, wrong_by = -1, len(stretch), 0.0
-        seen: set[float] = set()
+        slow = 0
         while high - low > 1:
             left, right = low, high  # the last one by the sketch, as far as it is known to be wrong
             while right - left > 1:
                 middle = (left + right) // 2
                 fits = value(*sketch(stretch[middle])) + wrong_by <= limit
                 left, right = (middle, right) if fits else (left, middle)
-            at = min(max(left, low + 1), high - 1)
+            at = min(max(left, low + 1), high - 1) if slow < 2 else (low + high) // 2
+            before = high - low
             tried = self._try(stretch[at])
             found = value(tried.nbytes, tried.error)
             wrong_by = found - value(*sketch(stretch[at]))
             low, high = (at, high) if found <= limit else (low, at)
-            if 0 <= limit - found <= abs(limit) * 1e-3 or found in seen:
-                break  # close enough, or on a step: entries that tie come together
-            seen.add(found)
+            slow = 0 if slow == 2 or high - low <= before // 2 else slow + 1
+            if 0 <= limit - found <= abs(limit) * 1e-3:
+                break  # close enough
         self._try_about(stretch, low)
 
     def _falling(self, stretch: range, top: int) -> bool:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path, PurePath
@@ -36,7 +37,8 @@ from paring.untrusted import read_json
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Checkpoint", "TensorInfo", "digest", "digest_sorted", "open_checkpoint", "write_safetensors"]
+__all__ = ["Checkpoint", "TensorInfo", "digest", "digest_sorted", "open_checkpoint", "write_checked",
+           "write_safetensors"]  # fmt: skip
 
 MAX_CONFIG = 16_000_000  # bytes of a JSON file beside a checkpoint
 
@@ -166,19 +168,33 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return opened
 
 
-def reads_back(written: Callable[[], Iterable[tuple[str, Stored]]]) -> Callable[[Path], None]:
-    """A ``check`` for :func:`write_safetensors`: the complete file holds what was ``written``, bit for bit.
+def write_checked(
+    path: str | Path,
+    tensors: Iterable[tuple[str, Stored]] | Mapping[str, Stored],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    layout: Iterable[tuple[str, str, Sequence[int]]] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """:func:`write_safetensors`, and before the file takes its place every tensor is read again: its CRC-32
+    must be that of what was written.
 
-    The check raises BadFileError, naming the tensor that does not.
+    Raises BadFileError, naming a tensor that does not read back, and what :func:`write_safetensors` raises.
     """
+    sums: dict[str, int] = {}
 
-    def check(path: Path) -> None:
-        with open_checkpoint(path) as again:
-            for name, tensor in written():
-                if again.read(name).tobytes() != tensor.tobytes():
-                    raise BadFileError(f"{name} does not read back as written; is the disk sound?")
+    def stream() -> Iterator[tuple[str, Stored]]:
+        for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
+            sums[name] = zlib.crc32(raw_bytes(tensor))
+            yield name, tensor
 
-    return check
+    def check(partial: Path) -> None:
+        with open_checkpoint(partial) as again:
+            for name, expected in sums.items():
+                if zlib.crc32(raw_bytes(again.read(name))) != expected:
+                    raise BadFileError(f"{path}: {name} does not read back as written; is the disk sound?")
+
+    write_safetensors(path, stream(), metadata, layout=layout, overwrite=overwrite, check=check)
 
 
 def digest(tensors: Iterable[tuple[str, Stored]]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +62,10 @@ class Coded:
 
     tensors: Mapping[str, Item]
 
+    def of(self, factors: Factors) -> tuple[Item | None, Item | None]:
+        """The items of a module's tensors a, b; None for what is left out or what it has not."""
+        return self.tensors.get(factors.a), self.tensors.get(factors.b) if factors.b else None
+
 
 class Family(Protocol):
     """Codings on one dial, ``0 <= dial < dials``: larger dials take more bytes and lose less, nearly.
@@ -103,11 +107,7 @@ def loss_of(factors: Factors, a: Item | None, b: Item | None) -> Loss:
         A = _values(a, factors.dtypes[0]).reshape(-1, factors.A.shape[1])
         B = _values(b, factors.dtypes[1]).reshape(len(factors.B), -1)
         return _loss(factors, A, B)
-    if isinstance(a, Stored):  # the vector itself
-        return _loss(factors, (a.f32() - np.float32(1)).reshape(factors.A.shape), factors.B)
-    # 1 + value is what gets rounded to the stored dtype
-    vector = from_f32(codecs.of(a).values(a, "F64") + 1.0, factors.dtypes[0], factors.a).f32() - np.float32(1)
-    return _loss(factors, vector.reshape(factors.A.shape), factors.B)
+    return _loss(factors, (_vector(factors, a) - np.float32(1)).reshape(factors.A.shape), factors.B)
 
 
 def measured(modules: Sequence[Factors], tensors: Mapping[str, Stored]) -> list[Loss]:
@@ -121,6 +121,28 @@ def measured(modules: Sequence[Factors], tensors: Mapping[str, Stored]) -> list[
         B = tensors[factors.b].f32().reshape(len(factors.B), -1) if factors.b else factors.B
         out.append(_loss(factors, A if factors.b else A - np.float32(1), B))
     return out
+
+
+def strayed(factors: Factors, coded: Coded, tensors: Mapping[str, Stored]) -> str | None:
+    """The name of a tensor of the module that was decoded to other values than :func:`loss_of` measured, or
+    that is there when it was left out, or the other way round; None where all is well."""
+    for name, dtype in zip((factors.a, factors.b), factors.dtypes, strict=False):
+        item, found = coded.tensors.get(name or ""), tensors.get(name or "")
+        if item is None and found is None:
+            continue
+        if item is None or found is None:
+            return name
+        values = _vector(factors, item) if factors.b is None else _values(item, dtype)
+        if not np.array_equal(values.reshape(-1), found.f64().reshape(-1)):
+            return name
+    return None
+
+
+def _vector(factors: Factors, item: Item) -> npt.NDArray[np.floating[Any]]:
+    """The (IA)^3 vector that ``item`` decodes to: of codecs 1 + value is what gets rounded to the dtype."""
+    if isinstance(item, Stored):
+        return item.f32()
+    return from_f32(codecs.of(item).values(item, "F64") + 1.0, factors.dtypes[0], factors.a).f32()
 
 
 def _values(item: Item, dtype: str) -> npt.NDArray[np.float64]:
@@ -141,6 +163,13 @@ def _loss(factors: Factors, A: lowrank.Floats, B: lowrank.Floats) -> Loss:
     kept = int(np.count_nonzero(A)) + (int(np.count_nonzero(B)) if factors.b else 0)
     lost, energy = lowrank.compared(factors.A, factors.B, A, B)
     return Loss(square * lost, square * energy, kept)
+
+
+def rounded(x: npt.NDArray[np.float64], bits: int | npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """``x`` rounded to so many bits from the leading one on: scales that are cheap to store."""
+    mantissa, exponent = np.frexp(x)
+    found: npt.NDArray[np.float64] = np.ldexp(np.round(np.ldexp(mantissa, bits)), exponent - bits)
+    return found
 
 
 def total_error(found: Sequence[Loss]) -> float:

@@ -18,8 +18,8 @@ from paring import adapters
 from paring.adapters.ranks import needed as needed_ranks
 from paring.adapters.view import Adapter
 from paring.checkpoint import digest, digest_sorted, open_checkpoint
-from paring.coding import Coded, Factors, Loss, measured, total_error
-from paring.dtypes import Stored, first_nonfinite, from_f32
+from paring.coding import Coded, Factors, Loss, strayed, total_error
+from paring.dtypes import Stored, from_f32, refuse_nonfinite
 from paring.errors import BadFileError, BadValueError
 from paring.factors import factor_names, read_factors
 from paring.imaging import bits, rank_of
@@ -37,6 +37,10 @@ def run(plan: CompressPlan, *, dry_run: bool = False) -> Report:
 
     Raises BadValueError for NaN or infinity, BudgetError for a budget that cannot be met, OutputError.
     """
+    if plan.method.sees == "tensors":
+        from paring import tensorwise
+
+        return tensorwise.run(plan, dry_run=dry_run)
     started = time.perf_counter()
     _log.info("reading %s tensors", f"{len(plan.source.tensors):,}")
     modules, whole, source_digest = _read(plan)
@@ -50,7 +54,7 @@ def run(plan: CompressPlan, *, dry_run: bool = False) -> Report:
         image.write(
             plan.output,
             decoded,
-            lambda path: _recheck(path, decoded, modules, found),
+            lambda path: _recheck(path, decoded, modules, coded),
             overwrite=plan.overwrite,
         )
     return Report(
@@ -89,11 +93,7 @@ def _read(plan: CompressPlan) -> tuple[list[Factors], dict[str, Stored], str]:
     def visit() -> Iterator[tuple[str, Stored]]:
         for name in sorted(plan.source.tensors):
             stored = plan.source.read(name)
-            if (at := first_nonfinite(stored)) is not None:
-                raise BadValueError(
-                    f"{plan.source.path}: {name} holds NaN or infinity (first at flat index {at}): "
-                    "this adapter is broken, get or train it again"
-                )
+            refuse_nonfinite(stored, name, plan.source.path)
             if plan.whole:
                 parts[name] = stored
             elif name in wanted:
@@ -138,18 +138,18 @@ def _facts(plan: CompressPlan, source_digest: str, rounded: Mapping[str, float])
     return {**facts, "rounded": errors} if errors else facts
 
 
-def _recheck(path: Path, expected: str, modules: Sequence[Factors], found: Sequence[Loss]) -> None:
-    """Read the complete file again: the same tensors, and the loss that will be reported."""
+def _recheck(path: Path, expected: str, modules: Sequence[Factors], coded: Coded) -> None:
+    """Read the complete file again: the same tensors, and of factors the values whose loss was measured."""
     with open_checkpoint(path) as container:
         packed = open_packed(container)
         tensors = dict(packed.read_all())
         if digest(tensors.items()) != expected:
             raise BadFileError(f"{path}: what was written does not read back the same; is the disk sound?")
-        again = total_error(measured(modules, tensors))
-        if abs(again - total_error(found)) > 1e-6:
-            raise BadFileError(
-                f"{path}: decodes to an error of {again:g}, not {total_error(found):g}: please report this"
-            )
+        for factors in modules:
+            if strays := strayed(factors, coded, tensors):
+                raise BadFileError(
+                    f"{path}: {strays} decodes to other values than were measured: please report this"
+                )
         if modules:
             _recheck_scales(adapters.read(packed), modules)
 

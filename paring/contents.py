@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paring.checkpoint import Checkpoint, TensorInfo
 from paring.dtypes import FLOATS, STORAGE, itemsize, numel
 from paring.packing import MANIFEST, Spec, padded
 from paring.safetensors_io import MAX_AXES
+
+if TYPE_CHECKING:
+    from paring.packed import Packed
 
 _MOST_ELEMENTS = 1 << 60  # of a tensor, empty axes left out: sizes in bytes then fit 63 bits
 
@@ -61,6 +64,30 @@ def read_contents(
     if len({held.entry for held in payloads}) < len(payloads):
         raise ValueError("two payloads share an entry")
     return tensors, tuple(payloads)
+
+
+def told(opened: Packed, facts: Mapping[str, Any], source: int, elements: int) -> dict[str, Any]:
+    """What an inspection tells of a packed file: ``facts`` as they are, its size against the ``source`` bytes
+    and ``elements`` that it was made of, and its payloads.
+    """
+    return {
+        "version": opened.container.metadata["version"],
+        **facts,
+        "ratio": source / opened.nbytes if source else None,
+        "ratio_fp16": 2 * elements / opened.nbytes,
+        "bits_per_param": 8 * opened.nbytes / elements if elements else None,
+        "digest": opened.digest_recorded,
+        "manifest_bytes": opened.container.tensors[MANIFEST].nbytes,
+        "payloads": [
+            {
+                "entry": held.entry,
+                "codec": f"{held.codec}/{held.version}",
+                "bytes": held.nbytes,
+                "tensors": len(held.specs),
+            }
+            for held in opened.payloads
+        ],
+    }
 
 
 def _spec(name: object, spec: list[Any], ones: bool) -> Spec:

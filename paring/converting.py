@@ -22,10 +22,10 @@ from paring import adapters, atomic
 from paring.adapters import cloneofsimo, diffusers, embedded, kohya, lycoris, peft, peft_config
 from paring.adapters.bases import Base
 from paring.adapters.view import Adapter, Dialect, LowRank
-from paring.checkpoint import reads_back, write_safetensors
+from paring.checkpoint import write_checked
 from paring.decompressing import CONFIG, parse_dtype
-from paring.dtypes import Stored, first_nonfinite
-from paring.errors import BadValueError, OptionError, UnsupportedError
+from paring.dtypes import Stored, refuse_nonfinite
+from paring.errors import OptionError, UnsupportedError
 from paring.hub.names import told
 from paring.merging import record
 from paring.packed import open_source
@@ -175,11 +175,7 @@ def _place(
     """One module as it will be written; what it is made of is checked to be finite."""
     parts = {tensor: read(tensor) for tensor in module.tensors}
     for tensor, stored in parts.items():
-        if (at := first_nonfinite(stored)) is not None:
-            raise BadValueError(
-                f"{adapter.checkpoint.path}: {tensor} holds NaN or infinity (first at flat index {at}): "
-                "this adapter is broken, get or train it again"
-            )
+        refuse_nonfinite(stored, tensor, adapter.checkpoint.path)
     return place_held(module, parts, name, how) or place(module, parts, name, how, embedding)
 
 
@@ -195,8 +191,7 @@ def _carried(adapter: Adapter, left: set[str], taken: set[str]) -> dict[str, Sto
                 f"{adapter.checkpoint.path}: {name} is no factor, but a factor would get its name: rename it"
             )
         stored = adapter.checkpoint.read(name)
-        if first_nonfinite(stored) is not None:
-            raise BadValueError(f"{adapter.checkpoint.path}: {name} holds NaN or infinity: get it again")
+        refuse_nonfinite(stored, name, adapter.checkpoint.path)
         out[name] = stored
     return out
 
@@ -251,12 +246,11 @@ def _write(
     overwrite: bool,
 ) -> None:
     """Write everything, whole or not at all, and read it again."""
-    check = reads_back(tensors.items)
     if target.suffix == ".safetensors":
-        write_safetensors(target, tensors, told, overwrite=overwrite, check=check)
+        write_checked(target, tensors, told, overwrite=overwrite)
         return
     with atomic.atomic_folder(target, overwrite, (dialect.file, CONFIG)) as folder:
-        write_safetensors(folder / dialect.file, tensors, told, check=check)
+        write_checked(folder / dialect.file, tensors, told)
         if config is not None:
             text = json.dumps(config, indent=2, sort_keys=True) + "\n"
             (folder / CONFIG).write_text(text, encoding="utf-8")

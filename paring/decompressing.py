@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import os
 import time
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from paring import atomic
-from paring.checkpoint import open_checkpoint
-from paring.dtypes import FLOATS, Stored, from_f32, itemsize, numel
+from paring.bitmasks import Bitmasks
+from paring.checkpoint import write_checked
+from paring.dtypes import FLOATS, cast, itemsize, numel
 from paring.errors import BadFileError, OptionError, UnsupportedError
 from paring.finetuned.table import holds_delta
 from paring.packed import Packed, open_source
 from paring.report import Report, peak_rss_bytes
-from paring.safetensors_io import raw_bytes, write_safetensors
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -37,6 +35,12 @@ def run(
     started = time.perf_counter()
     wanted = parse_dtype(dtype)
     opened = open_source(source, threads)
+    if isinstance(opened, Bitmasks) or (isinstance(opened, Packed) and "beside" in opened.facts):
+        if base is not None:
+            raise OptionError(f"--base: {source} is no delta of a full fine-tune, it needs none")
+        from paring import densifying
+
+        return densifying.run(opened, Path(output), dtype=wanted, overwrite=overwrite, threads=threads)
     if not isinstance(opened, Packed):
         raise UnsupportedError(f"{source} is not a packed file: there is nothing to decompress")
     target = Path(output)
@@ -85,22 +89,9 @@ def _write(opened: Packed, path: Path, dtype: str | None, overwrite: bool = Fals
             f"{opened.path} is damaged: it does not decode to the tensors that were packed (their digest "
             "differs): get the file again"
         )
-    sums: dict[str, int] = {}
-
-    def stream() -> Iterator[tuple[str, Stored]]:
-        for name, tensor in opened.read_all():
-            tensor = _cast(name, tensor, _dtype(tensor.dtype, dtype))
-            sums[name] = zlib.crc32(raw_bytes(tensor))
-            yield name, tensor
-
-    def check(partial: Path) -> None:
-        with open_checkpoint(partial) as again:
-            for name, expected in sums.items():
-                if zlib.crc32(raw_bytes(again.read(name))) != expected:
-                    raise BadFileError(f"{path}: {name} does not read back as written; is the disk sound?")
-
+    stream = ((name, cast(tensor, _dtype(tensor.dtype, dtype), name)) for name, tensor in opened.read_all())
     layout = [(info.name, _dtype(info.dtype, dtype), info.shape) for info in opened.tensors.values()]
-    write_safetensors(path, stream(), opened.metadata, layout=layout, overwrite=overwrite, check=check)
+    write_checked(path, stream, opened.metadata, layout=layout, overwrite=overwrite)
     return path.stat().st_size
 
 
@@ -117,12 +108,6 @@ def _file_name(opened: Packed) -> str:
     """The name of the source, made to end in .safetensors."""
     name = Path(opened.facts.get("source", {}).get("name", WEIGHTS)).stem + ".safetensors"
     return name.replace(":", "_") if os.name == "nt" else name  # there it would name a drive or a stream
-
-
-def _cast(name: str, tensor: Stored, dtype: str) -> Stored:
-    if tensor.dtype == dtype:
-        return tensor
-    return from_f32(tensor.data if tensor.dtype == "F64" else tensor.f32(), dtype, name)
 
 
 _DTYPES = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "bf16": "BF16"}

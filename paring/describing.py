@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 #: how code on a card calls the folder that the card is in, until it is pushed
 HERE = "PATH/TO/THIS/FOLDER"
 _ROWS = 8  # modules on a card: those that lost most
+#: what was done, by command
+_PAST = {"prune": "Pruned", "shrink": "Shrunk"}
 #: what a packed file tells of itself -> digits behind the point
 _FIGURES = (("ratio", 1), ("error", 4))
 _AUTO = (
@@ -92,6 +94,29 @@ def extracted(
             facts=facts,
             tables=_modules(modules),
             loading=_loading("peft", base, None),
+            recipe=recipe,
+        )
+    )
+
+
+def pared(recipe: Mapping[str, Any], folder: Path, facts: Sequence[tuple[str, str]], donor: Path) -> str:
+    """The card of a model in ``folder`` that was pruned or shrunk; ``donor`` is the folder of the model that
+    it was, whose card states a licence.
+    """
+    command, model = str(recipe.get("command")), str(recipe.get("model"))
+    return card.render(
+        Card(
+            title=_short(model),
+            intro=f"{_PAST[command]} by paring from {_told(model)}",
+            base=card.repositories([model]),
+            relation="finetune",
+            library=library_of(folder),
+            tags=[command, *(["pruning"] if command != "prune" else [])],
+            license=card.common_license([donor]),
+            command=command_of(recipe, "OUT"),
+            method=_method("prune", recipe["method"]) if "method" in recipe else "",
+            facts=facts,
+            loading=_loading(library_of(folder), None, config_in(folder)),
             recipe=recipe,
         )
     )

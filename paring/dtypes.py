@@ -31,6 +31,8 @@ STORAGE: dict[str, np.dtype[Any]] = {
 }  # fmt: skip
 #: the dtypes that paring computes with; the rest is carried unchanged
 FLOATS = ("F64", "F32", "F16", "BF16")
+#: what configurations of models call them
+TORCH = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def itemsize(dtype: str) -> int:
@@ -107,6 +109,16 @@ def from_f32(values: Array, dtype: str, name: str = "a tensor") -> Stored:
     return out
 
 
+def cast(stored: Stored, dtype: str, name: str = "a tensor") -> Stored:
+    """``stored`` in another dtype, each value rounded once; itself where it has that dtype already.
+
+    Raises what :func:`from_f32` raises, UnsupportedError also for a tensor that is not floating point.
+    """
+    if stored.dtype == dtype:
+        return stored
+    return from_f32(stored.data if stored.dtype == "F64" else stored.f32(), dtype, name)
+
+
 def _odd_f32(values: Array) -> npt.NDArray[np.float32]:
     """fp32 from which fp64 ``values`` can be rounded further as if at once: cut, inexact ones made odd."""
     with np.errstate(over="ignore"):
@@ -133,3 +145,12 @@ def first_nonfinite(stored: Stored) -> int | None:
         return None
     flat = bad.reshape(-1)
     return int(flat.argmax()) if flat.any() else None
+
+
+def refuse_nonfinite(stored: Stored, name: str, where: object) -> None:
+    """Raise BadValueError when ``stored``, the tensor ``name`` of the file ``where``, is not finite."""
+    if (at := first_nonfinite(stored)) is not None:
+        raise BadValueError(
+            f"{where}: {name} holds NaN or infinity (first at flat index {at}): the file is broken, get or "
+            "train it again"
+        )

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from paring.adapters import ranks
+from paring.codecs.ternary import Ternary
 from paring.coding import Coded, Factors, Loss, total_error
 from paring.dtypes import Stored, numel
 from paring.packing import Image, Payload, Spec, payloads
@@ -117,11 +118,12 @@ def _items(modules: Sequence[Factors], coded: Coded) -> list[tuple[Spec, Any]]:
 
 
 def _told(modules: Sequence[Factors], found: Sequence[Loss], coded: Coded) -> dict[str, Any]:
-    """Losses as the manifest tells them: relative errors to four places, counts exact, modules by name."""
+    """Losses as the manifest tells them: relative errors to four places, modules by name; of ternary codings
+    the exact counts too, which are their densities."""
     pairs = sorted(zip(modules, found, strict=True), key=lambda pair: pair[0].name)
     kept = [loss for factors, loss in pairs if factors.a in coded.tensors]
     errors = [round(loss.error * 10_000) for loss in kept]
-    return {
-        "error": round(total_error(found), 6),
-        "modules": {"error": errors, "nonzero": [loss.nonzero for loss in kept]},
-    }
+    told = {"error": errors}
+    if any(isinstance(item, Ternary) for item in coded.tensors.values()):
+        told["nonzero"] = [loss.nonzero for loss in kept]
+    return {"error": round(total_error(found), 6), "modules": told}

@@ -12,14 +12,13 @@ from typing import Any
 from paring import adapters, coding
 from paring.adapters.view import Adapter
 from paring.checkpoint import Checkpoint, digest_sorted
-from paring.contents import Held
+from paring.contents import Held, told
 from paring.dtypes import Stored, first_nonfinite
 from paring.errors import BadFileError, OptionError, ParingError
 from paring.factors import read_factors
 from paring.finetuned.table import holds_delta, read_table
 from paring.mos.file import MosFile
 from paring.packed import Packed, open_source
-from paring.packing import MANIFEST
 from paring.pooling.inspecting import inspect_pool, problems
 from paring.pooling.members import holds_adapters
 from paring.report import CarriedReport, Inspection, ModuleReport, Verification
@@ -80,18 +79,22 @@ def _modules(adapter: Adapter) -> list[ModuleReport]:
 
 
 def _recorded(adapter: Adapter) -> Callable[[str, int], dict[str, Any]]:
-    """What a packed file tells of a module of so many parameters: density and error, or nothing."""
+    """What a packed file tells of a module of so many parameters: density, error, or nothing."""
     opened = adapter.checkpoint
-    told = opened.facts.get("modules", {}) if isinstance(opened, Packed) else {}
+    stated = opened.facts.get("modules", {}) if isinstance(opened, Packed) else {}
     names = sorted([module.name for module in adapter.modules] + [vector.name for vector in adapter.vectors])
-    columns = [told.get(key, []) for key in ("nonzero", "error")]
-    if any(len(column) != len(names) for column in columns):
-        return lambda name, numel: {}
-    by_name = dict(zip(names, zip(*columns, strict=True), strict=True))
+    columns = [stated.get(key, []) for key in ("nonzero", "error")]
+    nonzero, error = (
+        dict(zip(names, some, strict=True)) if len(some) == len(names) else {} for some in columns
+    )
 
     def recorded(name: str, numel: int) -> dict[str, Any]:
-        nonzero, error = by_name[name]
-        return {"density": nonzero / numel, "error": error / 10_000}
+        found = {}
+        if name in nonzero:
+            found["density"] = nonzero[name] / numel
+        if name in error:
+            found["error"] = error[name] / 10_000
+        return found
 
     return recorded
 
@@ -99,25 +102,8 @@ def _recorded(adapter: Adapter) -> Callable[[str, int], dict[str, Any]]:
 def _packed(opened: Packed) -> dict[str, Any]:
     keys = ("tool", "method", "recipe", "error", "source", "dropped", "rounded")
     elements = opened.facts.get("elements", sum(info.numel for info in opened.tensors.values()))
-    source = opened.facts.get("source", {}).get("bytes")
-    return {
-        "version": opened.container.metadata["version"],
-        **{key: opened.facts[key] for key in keys if key in opened.facts},
-        "ratio": source / opened.nbytes if source else None,
-        "ratio_fp16": 2 * elements / opened.nbytes,
-        "bits_per_param": 8 * opened.nbytes / elements if elements else None,
-        "digest": opened.digest_recorded,
-        "manifest_bytes": opened.container.tensors[MANIFEST].nbytes,
-        "payloads": [
-            {
-                "entry": held.entry,
-                "codec": f"{held.codec}/{held.version}",
-                "bytes": held.nbytes,
-                "tensors": len(held.specs),
-            }
-            for held in opened.payloads
-        ],
-    }
+    facts = {key: opened.facts[key] for key in keys if key in opened.facts}
+    return told(opened, facts, opened.facts.get("source", {}).get("bytes") or 0, elements)
 
 
 def verify(
@@ -161,14 +147,19 @@ def verify(
 
 def _delta(found: Verification, opened: Packed, tuned: Checkpoint, base: str | Path) -> Verification:
     """The base of a packed fine-tune, and how much is lost of that."""
-    from paring.finetuned import looking
+    from paring.finetuned.restoring import Restored
+    from paring.finetuned.run import error_of
 
     below = open_source(base)
-    _check(found, "digest of the base", lambda: looking.base_trouble(opened, below))
+
+    def restored() -> Restored:
+        return Restored(opened, below, read_table(opened))
+
+    _check(found, "digest of the base", lambda: restored().refuse_base(below.path))
 
     def same() -> str | None:
         recorded = float(opened.facts.get("error", 0.0))
-        found.error, found.error_recorded = looking.measured(opened, below, tuned), recorded
+        found.error, found.error_recorded = error_of(restored(), tuned), recorded
         close = abs(found.error - recorded) <= 1e-5
         return None if close else f"{found.error:.6f}, recorded {recorded:.6f}"
 
@@ -250,9 +241,9 @@ def _loss(found: Verification, opened: Packed, original: Checkpoint, recorded: f
                 continue
             if name is None or name not in opened or not _fits(opened.tensors[name].shape, shape, axis, f.b):
                 return f"{name} is not in {opened.path} as it is in {original.path}"
-    told = (opened.facts.get("recipe") or {}).get("adapter_scale")
-    if isinstance(told, float):
-        factors = [replace(f, scale=told) if f.b else f for f in factors]
+    scale = (opened.facts.get("recipe") or {}).get("adapter_scale")
+    if isinstance(scale, float):
+        factors = [replace(f, scale=scale) if f.b else f for f in factors]
     loss = coding.total_error(coding.measured(factors, dict(opened.read_all())))
     found.error, found.error_recorded = loss, recorded
     return None if abs(loss - recorded) <= 1e-5 else f"{loss:.6f}, recorded {recorded:.6f}"

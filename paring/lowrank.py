@@ -20,8 +20,8 @@ _CANCELS = 1e-6
 
 def inner(A1: Floats, B1: Floats, A2: Floats, B2: Floats) -> float:
     """``<B1 @ A1, B2 @ A2>``, the sum of products of entries. Ranks may differ; ``in`` and ``out`` agree."""
-    left = B1.T.astype(np.float64) @ B2.astype(np.float64)
-    right = A1.astype(np.float64) @ A2.T.astype(np.float64)
+    left = np.asarray(B1, np.float64).T @ np.asarray(B2, np.float64)
+    right = np.asarray(A1, np.float64) @ np.asarray(A2, np.float64).T
     return float((left * right).sum())
 
 
@@ -37,12 +37,13 @@ def distance(A1: Floats, B1: Floats, A2: Floats, B2: Floats) -> float:
 
 def compared(A1: Floats, B1: Floats, A2: Floats, B2: Floats) -> tuple[float, float]:
     """``||B1 @ A1 - B2 @ A2||_F^2`` as :func:`distance`, and ``||B1 @ A1||_F^2``."""
+    A1, B1, A2, B2 = (np.asarray(x, np.float64) for x in (A1, B1, A2, B2))
     first, second = energy(A1, B1), energy(A2, B2)
     apart = first + second - 2 * inner(A1, B1, A2, B2)
     if apart > _CANCELS * (first + second):
         return apart, first
-    left = np.concatenate([B1, -np.asarray(B2)], axis=1, dtype=np.float64)  # (out, r1 + r2)
-    right = np.concatenate([A1, A2], axis=0, dtype=np.float64)  # (r1 + r2, in)
+    left = np.concatenate([B1, -B2], axis=1)  # (out, r1 + r2)
+    right = np.concatenate([A1, A2], axis=0)  # (r1 + r2, in)
     r_left: Any = np.linalg.qr(left, mode="r")
     r_right: Any = np.linalg.qr(right.T, mode="r")
     core = r_left @ r_right.T

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from paring.errors import BadFileError
-from paring.untrusted import parse_json
+from paring.untrusted import is_below, parse_json
 
 MAX_MANIFEST = 32_000_000  # bytes, inflated: some 300,000 names
 _MOST = 1 << 53  # numbers stay below: every JSON reader holds them exactly
@@ -151,6 +151,22 @@ def _is_shallow(value: object, depth: int = 64) -> bool:
     return depth > 0 and all(_is_shallow(item, depth - 1) for item in inner)
 
 
+def _are_files(value: object) -> bool:
+    """Whether these are files beside the source: a name below a folder, all different, an entry, counts."""
+    if not isinstance(value, list) or not all(isinstance(row, list) and len(row) == 5 for row in value):
+        return False
+    texts = all(_is_text(row[0]) and is_below(row[0]) and _is_text(row[1]) for row in value)
+    names = {row[0] for row in value} if texts else set()
+    # no file may be another one's folder
+    parents = {name.rpartition("/")[0] for name in names}
+    return (
+        texts
+        and len(names) == len(value)
+        and not names & parents
+        and all(_is_count(number) for row in value for number in row[2:])
+    )
+
+
 def _are_adapters(value: object) -> bool:
     """Whether these are the adapters of a pool: sound facts each, and names that can be told apart."""
     if not isinstance(value, list) or not value or not all(isinstance(each, dict) for each in value):
@@ -176,5 +192,6 @@ _SOUND: dict[str, Callable[[Any], bool]] = {
     "metadata": lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
     "dropped": lambda value: isinstance(value, list) and all(map(_is_text, value)),
     "adapters": _are_adapters,
+    "beside": _are_files,
     "rounded": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
 }

@@ -19,14 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from paring import codecs, manifest
+from paring import codecs, manifest, mos
+from paring.bitmasks import has_bitmasks, open_bitmasks
 from paring.checkpoint import Checkpoint, open_checkpoint
 from paring.codecs import ternary
+from paring.codecs.deflated import exactly
 from paring.codecs.ternary import Ternary
 from paring.contents import Held, read_contents
 from paring.dtypes import Stored, itemsize, numel
 from paring.errors import BadFileError, UnsupportedError
-from paring.packing import FORMAT, MANIFEST, VERSION
+from paring.packing import FORMAT, MANIFEST, MAX_BESIDE, VERSION, padded
 from paring.safetensors_io import raw_bytes
 
 _BATCH = 32 << 20  # bytes; tensors of a shared payload are decoded and kept in batches of about this size
@@ -160,6 +162,17 @@ class Packed(Checkpoint):
         found = self.facts.get("config")
         return dict(found) if filename == "adapter_config.json" and isinstance(found, dict) else None
 
+    def beside(self) -> Iterator[tuple[str, bytes]]:
+        """The files that lay beside the source, by name. Raises BadFileError for damage."""
+        for name, entry, crc, nbytes, size in self.facts.get("beside", ()):
+            info = self.container.tensors.get(entry)
+            if info is None or info.dtype != "U8" or info.nbytes != padded(nbytes) or size > MAX_BESIDE:
+                raise BadFileError(f"{self.path}: the file {name!r} in it is missing, or of another size")
+            raw = raw_bytes(self.container.read(entry))[:nbytes]
+            if zlib.crc32(raw) != crc:
+                raise BadFileError(f"{self.path}: the file {name!r} in it is damaged: get the file again")
+            yield name, exactly(raw, size, f"{self.path}: the file {name!r}").tobytes()
+
     def payload(self, held: Held) -> memoryview:
         """The bytes of a payload. Raises BadFileError when they are not those that were written."""
         raw = raw_bytes(self.container.read(held.entry))[: held.nbytes]
@@ -182,23 +195,28 @@ class Packed(Checkpoint):
 def open_source(path: str | os.PathLike[str], threads: int = 1, *, whole: bool = False) -> Checkpoint:
     """Open any checkpoint, packed files included; ``FILE#NAME`` is one adapter of a pool, by name or number.
 
-    A compact MoS file opens as the LoRA that it expands to.
+    A compact MoS file opens as the LoRA that it expands to, a checkpoint with the bitmasks of
+    compressed-tensors as the dense one.
 
     Of a pool of one adapter, ``FILE`` is that; of several it is refused, unless it is wanted ``whole``: as a
     packed file of tensors ``NAME/TENSOR``. Raises what :func:`open_checkpoint` raises, BadFileError or
     UnsupportedError for a packed file that is damaged or newer than this paring.
     """
-    from paring.mos.file import is_mos, open_mos
-    from paring.pooling.members import holds_adapters, member
-
     file, mark, wanted = str(path).rpartition("#")
     chosen = bool(mark and file) and not Path(path).exists() and Path(file).exists()
     container = open_checkpoint(Path(file if chosen else path))
-    if is_mos(container):
+    if container.metadata.get("format") == mos.FORMAT:
+        from paring.mos.file import open_mos
+
         return open_mos(container)
+    if has_bitmasks(container):
+        return open_bitmasks(container)
     opened = open_packed(container, threads) if is_packed(container) else container
-    if isinstance(opened, Packed) and holds_adapters(opened) and (chosen or not whole):
-        return member(opened, wanted if chosen else None)
+    if isinstance(opened, Packed) and (chosen or not whole):
+        from paring.pooling.members import holds_adapters, member
+
+        if holds_adapters(opened):
+            return member(opened, wanted if chosen else None)
     if chosen:
         raise UnsupportedError(f"{file} is no pool of adapters to choose {wanted!r} from")
     return opened

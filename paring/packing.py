@@ -19,11 +19,14 @@ from typing import Any
 import numpy as np
 
 from paring import codecs, manifest
-from paring.dtypes import Stored, from_f32
+from paring.codecs.deflated import written
+from paring.dtypes import Stored, cast, from_f32
 from paring.safetensors_io import header_bytes, write_safetensors
 
 FORMAT, VERSION = "paring", "1"
 MANIFEST = "manifest"
+#: bytes of a file that lies beside the source, at most
+MAX_BESIDE = 256 << 20
 OWN_PAYLOAD = 65_536  # bytes from which a tensor gets a payload of its own
 _ALIGN = 8
 
@@ -51,7 +54,7 @@ class Spec:
         """What the codec decoded, made the tensor that a reader sees."""
         if self.ones:
             return from_f32(part.data + 1.0, self.dtype, self.name)
-        return part if part.dtype == self.dtype else from_f32(part.f32(), self.dtype, self.name)
+        return cast(part, self.dtype, self.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +75,38 @@ class Payload:
     def crc(self) -> int:
         """The CRC-32 of the data, taken once: a carried payload is in every trial of a budget."""
         return zlib.crc32(self.data)
+
+
+@dataclass(frozen=True, eq=False)
+class Deferred:
+    """As a :class:`Payload`, of ``nbytes`` bytes with the checksum ``crc``, which ``fetch`` gives when they
+    are written.
+    """
+
+    entry: str
+    codec: str
+    version: int
+    nbytes: int
+    crc: int
+    specs: tuple[Spec, ...]
+    fetch: Callable[[], bytes]
+
+    @property
+    def data(self) -> bytes:
+        return self.fetch()
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """A file that lies beside the source: its name there, its bytes deflated, and how many it has."""
+
+    name: str
+    data: bytes
+    size: int
+
+    @classmethod
+    def of(cls, name: str, content: bytes) -> Beside:
+        return cls(name, written(content), len(content))
 
 
 def payloads(items: Sequence[tuple[Spec, Any]]) -> list[Payload]:
@@ -108,18 +143,21 @@ def payloads(items: Sequence[tuple[Spec, Any]]) -> list[Payload]:
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """A packed file before it is written: ``facts`` are what the manifest says beside the tensors."""
+    """A packed file before it is written: ``facts`` are what the manifest says beside the tensors;
+    ``beside``, where it is not None, are files that lay beside the source.
+    """
 
-    payloads: Sequence[Payload]
+    payloads: Sequence[Payload | Deferred]
     facts: dict[str, Any]
+    beside: Sequence[Beside] | None = None
 
     @cached_property
     def _names(self) -> list[str]:
-        """The container's entry of each payload."""
+        """The container's entry of each payload, then of each file."""
         taken = {MANIFEST, "__metadata__"}
         names = []
-        for payload in self.payloads:
-            entry = payload.entry
+        files = (f"file:{file.name}" for file in self.beside or ())
+        for entry in (*(payload.entry for payload in self.payloads), *files):
             while entry in taken:  # a tensor may bear any name
                 entry += "_"
             taken.add(entry)
@@ -141,9 +179,14 @@ class Image:
             "tensors": index,
             "payloads": [
                 [entry, p.codec, p.version, p.crc, p.nbytes, len(p.specs)]
-                for entry, p in zip(self._names, self.payloads, strict=True)
+                for entry, p in zip(self._names, self.payloads, strict=False)
             ],
         }
+        if self.beside is not None:
+            told["beside"] = [
+                [file.name, entry, zlib.crc32(file.data), len(file.data), file.size]
+                for file, entry in zip(self.beside, self._names[len(self.payloads) :], strict=True)
+            ]
         if ones := [i for i, spec in enumerate(specs) if spec.ones]:
             told["ones"] = ones
         return manifest.dump(told)
@@ -152,12 +195,14 @@ class Image:
     def layout(self) -> list[tuple[str, str, tuple[int]]]:
         """Name, dtype and shape of the container's entries: the manifest and the payloads, padded."""
         sizes = [len(self._manifest), *(payload.nbytes for payload in self.payloads)]
+        sizes += [len(file.data) for file in self.beside or ()]
         names = [MANIFEST, *self._names]
         return [(name, "U8", (padded(size),)) for name, size in zip(names, sizes, strict=True)]
 
     def entries(self) -> Iterator[tuple[str, Stored]]:
         """The container's entries, in the order of ``layout``; each is padded as it is asked for."""
-        blobs = itertools.chain([self._manifest], (payload.data for payload in self.payloads))
+        files = (file.data for file in self.beside or ())
+        blobs = itertools.chain([self._manifest], (payload.data for payload in self.payloads), files)
         for (name, dtype, (size,)), data in zip(self.layout, blobs, strict=True):
             whole = data + bytes(size - len(data)) if len(data) < size else data
             yield name, Stored(dtype, np.frombuffer(whole, np.uint8))

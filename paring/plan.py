@@ -26,6 +26,8 @@ from paring.registry import Method
 
 Carry = Literal["lossless", "fp16", "drop"]
 SUFFIX = ".paring.safetensors"
+#: methods that take every tensor as stored, all together or one at a time
+_WHOLE = ("weights", "tensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class CompressPlan:
     @property
     def whole(self) -> bool:
         """Whether the method takes every tensor as stored: then nothing is carried beside it."""
-        return self.method.sees == "weights"
+        return self.method.sees in _WHOLE
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def plan_compress(
     ):
         flag = "--" + own.replace("_", "-")
         raise OptionError(f"{flag} fixes what is kept, {budget} asks to have it solved: give one of them")
-    if chosen.sees == "weights" and carry != "lossless":
+    if chosen.sees in _WHOLE and carry != "lossless":
         raise OptionError(f"--carry {carry}: method {method} keeps every tensor itself; leave it out")
     threads, device = thread_count(threads), pick(device)
     source = Path(source)
@@ -141,9 +143,9 @@ def plan_compress(
     atomic.refuse_existing(target, overwrite)
     refuse_sealed(target)
     adapter = adapters.read(checkpoint, derived=True, native=False)
-    if chosen.sees != "weights":
+    if chosen.sees not in _WHOLE:
         adapter.refuse_problems()
-    if not (checkpoint.tensors if chosen.sees == "weights" else (*adapter.modules, *adapter.vectors)):
+    if not (checkpoint.tensors if chosen.sees in _WHOLE else (*adapter.modules, *adapter.vectors)):
         raise UnsupportedError(_nothing(adapter))
     plan = CompressPlan(
         checkpoint, adapter, chosen, parsed, budget, cast("Carry", carry), target, overwrite, threads, device

@@ -27,7 +27,7 @@ _FEWEST = 1 << 16
 #: so many keys of a chunk are kept as they are; more are likely to be a few numbers many times
 _PLAIN = 1 << 12
 #: bracket: this many standard deviations of a sample's rank either way; neighbours in it resemble each other
-_SIGMAS = 6.0
+_SIGMAS = 4.0
 _ALIKE = 8.0
 _ALL = (0, 0xFFFFFFFF)
 
@@ -49,16 +49,30 @@ class Tally:
     keys: list[Keys] = field(default_factory=list)
     many: list[tuple[Keys, Counts]] = field(default_factory=list)
     counts: Counts | None = None
+    _held: int = 0  # in ``keys``
     _limit: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        self._held = sum(map(len, self.keys))
+
+    def add(self, other: Tally) -> None:
+        """Join another part of the pass, which is used up."""
+        self.below += other.below
+        self.keys += other.keys
+        self.many += other.many
+        self._held += other._held
+        self.compact()
+        if self.counts is not None and other.counts is not None:
+            self.counts += other.counts
 
     def compact(self) -> None:
         """Where many keys are the same, keep them with their numbers; else ask again at twice as many."""
-        if sum(map(len, self.keys)) < self._limit:
+        if self._held < self._limit:
             return
         plain = np.concatenate(self.keys)
         distinct, numbers = np.unique(plain, return_counts=True)
         if 2 * len(distinct) < len(plain):
-            self.keys, self.many = [], [_joined([*self.many, (distinct, numbers)])]
+            self.keys, self._held, self.many = [], 0, [_joined([*self.many, (distinct, numbers)])]
         else:
             self.keys, self._limit = [plain], 2 * len(plain)
 
@@ -81,22 +95,27 @@ def find(
     if sample is None and n > _FEWEST:
         found = _by_histogram(wanted, run, signed)
         return np.array([order.value(key, signed) for key in found], np.float32)
-    brackets = [_ALL] * len(wanted)
+    brackets: list[order.Bracket] = [(want.row, *_ALL) for want in wanted]
     for row, values in enumerate(() if sample is None else sample):  # one at a time: samples are large
-        keys = np.sort(order.keys(values, signed))
-        for index, want in enumerate(wanted):
-            if want.row == row:
-                brackets[index] = _bracket(keys, want, n)
+        s = len(values)
+        asked = {index: _bracket(s, want, n) for index, want in enumerate(wanted) if want.row == row}
+        ends = sorted({place for bracket in asked.values() for place in bracket if 0 <= place < s})
+        keys = np.partition(order.keys(values, signed), ends) if ends else np.empty(0, np.uint32)
+        for index, (low, high) in asked.items():
+            lowest, highest = _ALL
+            brackets[index] = (
+                row,
+                int(keys[low]) if low >= 0 else lowest,
+                int(keys[high]) if high < s else highest,
+            )
 
     def within(chunk: F32) -> list[Tally]:
-        out = []
-        for want, (low, high) in zip(wanted, brackets, strict=True):
-            below, keys = order.between(chunk[want.row], signed, low, high)
-            if len(keys) > _PLAIN:
-                out.append(Tally(below, many=[np.unique(keys, return_counts=True)]))
-            else:
-                out.append(Tally(below, [keys]))
-        return out
+        return [
+            Tally(below, [keys])
+            if len(keys) <= _PLAIN
+            else Tally(below, many=[np.unique(keys, return_counts=True)])
+            for below, keys in order.brackets(chunk, signed, brackets)
+        ]
 
     picked = [_pick(tally, want.position) for tally, want in zip(run(within), wanted, strict=True)]
     missed = [index for index, key in enumerate(picked) if key is None]
@@ -109,23 +128,16 @@ def find(
 
 def merge(first: list[Tally], second: list[Tally]) -> list[Tally]:
     """Join the tallies of two parts of a pass, bracket by bracket; ``first`` is used up."""
-    for a, b in zip(first, second, strict=True):
-        a.below += b.below
-        a.keys += b.keys
-        a.many += b.many
-        a.compact()
-        if a.counts is not None and b.counts is not None:
-            a.counts += b.counts
+    for own, other in zip(first, second, strict=True):
+        own.add(other)
     return first
 
 
-def _bracket(keys: Keys, want: Wanted, n: int) -> tuple[int, int]:
-    """The lowest and the highest key that the wanted rank is looked for at; ``keys`` are a sorted sample."""
-    s = len(keys)
+def _bracket(s: int, want: Wanted, n: int) -> tuple[int, int]:
+    """Between which places of a sorted sample of ``s`` the wanted rank is looked for; some lie outside it."""
     share = (want.position + 0.5) / n
     margin = _SIGMAS * math.sqrt(share * (1 - share) * _ALIKE / s) + 2 * _ALIKE / s
-    low, high = math.floor((share - margin) * s), math.ceil((share + margin) * s)
-    return int(keys[low]) if low >= 0 else 0, int(keys[high]) if high < s else _ALL[1]
+    return math.floor((share - margin) * s), math.ceil((share + margin) * s)
 
 
 def _pick(tally: Tally, position: int) -> int | None:

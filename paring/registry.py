@@ -24,7 +24,7 @@ from typing import Any, Literal
 from paring.errors import OptionError
 
 Kind = Literal["compress", "merge", "prune"]
-Sees = Literal["weights", "deltas", "modules", "adapters", "methods"]
+Sees = Literal["weights", "deltas", "modules", "adapters", "tensors", "methods", "norms", "grams", "model"]
 Unit = Literal["element", "row", "tensor"]
 
 
@@ -78,6 +78,7 @@ class Method:
     torch: bool = False
     invariants: tuple[str, ...] = ()
     fixes: tuple[str, ...] = ()
+    deltas: Callable[..., Any] | None = None
 
     @property
     def summary(self) -> str:
@@ -102,20 +103,25 @@ def method(
     torch: bool = False,
     invariants: tuple[str, ...] = (),
     fixes: tuple[str, ...] = (),
+    deltas: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare a function as the method of the file it stands in.
 
-    ``sees`` says what it is given (weights, deltas or modules; whole adapters, all together; or methods,
-    for one that names others to be tried), ``reference`` where it comes from. Its keyword-only arguments
-    become options; the docstring's ``Options:`` section gives one line of help each (``name: help``).
-    ``presets`` are named sets of options; each becomes a flag (``--paper``). ``unit`` is what a merging
-    rule must see at once: element, row or tensor; ``torch`` that its chunks may be torch tensors on a GPU;
-    ``invariants`` are what its contract test holds it to; ``fixes`` names the options of a compression
-    method that say how much is kept, so that no budget can be met beside them.
+    ``sees`` says what it is given (weights, deltas or modules; whole adapters, all together; tensors, one at
+    a time; methods, for one that names others to be tried; weights and the norms of their inputs, or also the
+    inputs' Gram matrix, which calibration measures; a model in memory, to retrain), ``reference`` where it
+    comes from. Its keyword-only arguments become options; the docstring's ``Options:`` section gives one line
+    of help each (``name: help``). ``presets`` are named sets of options; each becomes a flag (``--paper``).
+    ``unit`` is what a merging rule must see at once: element, row or tensor; ``torch`` that its chunks may be
+    torch tensors on a GPU; ``invariants`` are what its contract test holds it to; ``fixes`` names the options
+    of a compression method that say how much is kept, so that no budget can be met beside them.
+
+    ``deltas`` is for a compression method that takes full fine-tunes, too: given those options that it has as
+    well, it returns what codes their deltas, a function of matrices and threads.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        function.__paring__ = (sees, reference, presets or {}, unit, torch, invariants, fixes)  # type: ignore[attr-defined]
+        function.__paring__ = (sees, reference, presets or {}, unit, torch, invariants, fixes, deltas)  # type: ignore[attr-defined]
         return function
 
     return decorate
@@ -125,7 +131,7 @@ def describe(function: Callable[..., Any], kind: str, name: str) -> Method:
     """Read a decorated function's signature and docstring. Raises TypeError for any other function."""
     if not hasattr(function, "__paring__"):
         raise TypeError(f"{kind} method {name}: {function!r} is not decorated with @method")
-    sees, reference, presets, unit, torch, invariants, fixes = function.__paring__
+    sees, reference, presets, unit, torch, invariants, fixes, deltas = function.__paring__
     hints = typing.get_type_hints(function)
     text = inspect.getdoc(function) or ""
     section = text.partition("Options:")[2]
@@ -136,7 +142,9 @@ def describe(function: Callable[..., Any], kind: str, name: str) -> Method:
             line = " ".join(found[1].split()) if found else ""
             kinds, choices = _alternatives(hints[parameter.name])
             options[parameter.name] = Option(parameter.name, kinds, choices, parameter.default, line)
-    return Method(kind, name, function, sees, reference, options, presets, unit, torch, invariants, fixes)
+    return Method(
+        kind, name, function, sees, reference, options, presets, unit, torch, invariants, fixes, deltas
+    )
 
 
 def _alternatives(hint: Any) -> tuple[tuple[type, ...], tuple[str, ...]]:

@@ -10,7 +10,8 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ModuleReport:
-    """One module: shape ``(out, in)``; density, coded bits a parameter, relative error where they apply."""
+    """One module: shape ``(out, in)``; density, zeros, coded bits a parameter, relative error where they
+    apply."""
 
     name: str
     shape: tuple[int, int]
@@ -20,6 +21,7 @@ class ModuleReport:
     error: float | None = None
     scale: float | None = None
     scale_source: str | None = None
+    zeros: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,80 @@ class Extraction(Report):
 
     left_out: list[LeftOut] = field(default_factory=list)
     error_all: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retraining(Report):
+    """What retraining did. ``trained`` numbers of ``parameters`` were trained by the loss, whose ``losses``
+    are those of the steps, and ``reconstructed`` block by block; ``block_errors`` are relative errors before
+    and after that; ``sparsity`` is that of the pruned tensors as written, ``pruned`` the entries that were
+    kept at zero.
+    """
+
+    parameters: int | None = None
+    trained: int | None = None
+    reconstructed: int | None = None
+    tokens: int | None = None
+    losses: list[float] | None = None
+    block_errors: list[tuple[float, float]] | None = None
+    gaps: dict[str, float] | None = None
+    sparsity: float | None = None
+    pruned: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruning(Report):
+    """What ``prune`` made. Counts are over the tensors that were pruned: their ``elements``, how many were
+    zero before and are ``zeros`` now, how many the mask keeps. ``pattern`` says what groups keep,
+    ``retraining`` what was done after that.
+    """
+
+    elements: int
+    kept: int | None = None
+    zeros: int | None = None
+    zeros_before: int | None = None
+    sparsity: float | None = None
+    pattern: str | None = None
+    mask: str | None = None
+    retraining: Retraining | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeptReport:
+    """A tensor merged with its zeros kept: its sparsity, the share ``||(1 - M) D|| / ||D||`` of the update
+    that was discarded for them, how many entries were to change, and how many rounding left as they were.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sparsity: float
+    discarded: float
+    updates: int
+    updates_lost: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparseMerge(Report):
+    """What ``merge --keep-mask`` made: :class:`KeptReport` by tensor, and the same of all together."""
+
+    kept: list[KeptReport]
+    sparsity: float
+    discarded: float
+    updates: int
+    updates_lost: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shrinking(Report):
+    """What ``shrink`` made: sizes ``before`` and ``after`` (layers, hidden, heads, ...), ``elements`` of the
+    source and ``elements_left``; ``checked`` says whether transformers has tried to load it.
+    """
+
+    before: dict[str, int]
+    after: dict[str, int]
+    elements: int
+    elements_left: int
+    checked: bool
 
 
 @dataclass(frozen=True, slots=True)

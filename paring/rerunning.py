@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,13 @@ from paring.merging.record import RECIPE
 from paring.merging.single import How
 from paring.packed import Packed, open_source
 from paring.plan import plan_compress
+from paring.pruning import plan as pruning
+from paring.pruning import run as pruned
+from paring.pruning import stored
+from paring.pruning.request import inputs_of as inputs_to_prune
 from paring.report import Report
+from paring.shrinking.cuts import request_from
+from paring.shrinking.run import shrink
 from paring.untrusted import parse_json
 
 _BLOCK = 1 << 20  # bytes
@@ -51,8 +57,8 @@ def rerun(
             version = str(opened.facts.get("tool", "")).removeprefix("paring ")
             report = _compress(opened, made, output, how, source, device)
         else:
-            version, report = _merge(opened, made, output, how, device)
-        told = {item.name: getattr(report, item.name) for item in fields(report)}
+            version, report = _repeat(opened, made, output, how, device)
+        told = {item.name: getattr(report, item.name) for item in fields(Report)}
         told["warnings"] = list(report.warnings)
         if version != paring.__version__:
             text = f"{made} was made by paring {version or '?'}, this is {paring.__version__}"
@@ -71,11 +77,15 @@ def _refuse_kind(made: Path, output: Path) -> None:
         raise OptionError(f"-o {output}: {made} is {what}")
 
 
-def _merge(opened: Checkpoint, made: Path, output: Path, how: How, device: str) -> tuple[str, Report]:
+def _repeat(opened: Checkpoint, made: Path, output: Path, how: How, device: str) -> tuple[str, Report]:
     text = opened.metadata.get(RECIPE)
     if text is None:
         raise UnsupportedError(f"{made} holds no recipe: paring did not make it, or it was saved again since")
     recipe = parse_json(text.encode(), f"{made}: its recipe")
+    if recipe.get("command") == "shrink":
+        return str(recipe.get("paring", "")), _shrink(recipe, made, output, how)
+    if recipe.get("command") == "prune":
+        return str(recipe.get("paring", "")), _prune(recipe, made, output, how, device)
     if recipe.get("command") != "merge":
         raise UnsupportedError(f"{made} was made by {recipe.get('command')}, which cannot be repeated")
     request = request_of(recipe, str(made))
@@ -91,6 +101,29 @@ def _merge(opened: Checkpoint, made: Path, output: Path, how: How, device: str) 
         device=device, places=places,
     )  # fmt: skip
     return str(recipe.get("paring", "")), report
+
+
+def _shrink(recipe: Mapping[str, Any], made: Path, output: Path, how: How) -> Report:
+    """A model that parts were taken out of."""
+    asked = request_from(recipe, str(made))
+    places = {
+        key: str(_find(made, [Path(name)], name))
+        for key, name in (("model", asked.model), ("fisher", asked.fisher))
+        if name is not None
+    }
+    return shrink(
+        asked, output, overwrite=how.overwrite, dry_run=how.dry_run, threads=how.threads, places=places
+    )
+
+
+def _prune(recipe: Mapping[str, Any], made: Path, output: Path, how: How, device: str) -> Report:
+    request = stored.request_of(recipe, str(made))
+    places = {name: str(_find(made, [Path(name)], name)) for name in inputs_to_prune(request)}
+    planned = pruning.plan_prune(
+        request, output, overwrite=how.overwrite, threads=how.threads, device=device, places=places
+    )
+    with planned.checkpoint:
+        return pruned.run(planned, dry_run=how.dry_run, memory=how.memory)
 
 
 def _compress(opened: Packed, made: Path, output: Path, how: How, source: Path | None, device: str) -> Report:

@@ -36,8 +36,8 @@ from paring.stream import in_order
 _READ = 4 << 20  # bytes
 _PAUSE = 0.1  # seconds
 
-#: checksum, and a number noted with it
-Done = tuple[int, int]
+#: checksum, and what was noted with it: a number, or a list of numbers
+Done = tuple[int, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +117,8 @@ class Staging:
             done += os.pwrite(descriptor, raw[done:].data, place.start + offset + done)
         return elementwise.checksum(raw, offset)
 
-    def complete(self, name: str, checksum: int, noted: int = 0) -> None:
-        """Note that all of ``name`` is written, and a number to be kept with that."""
+    def complete(self, name: str, checksum: int, noted: int | list[Any] = 0) -> None:
+        """Note that all of ``name`` is written, and a number, or some, to be kept with that."""
         self.done[name] = checksum, noted
         self._journal.write(json.dumps([name, checksum, noted], ensure_ascii=False) + "\n")
         self._journal.flush()

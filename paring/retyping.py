@@ -6,10 +6,12 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from paring.merging.plan import SHARD_BYTES
+from paring.outputs import SHARD_BYTES
 
 #: keys of a recipe that stand elsewhere on a command line, or nowhere
-_PLACED = ("paring", "command", "models", "method", "options", "source", "sources", "stages", "tuned")
+_PLACED = (
+    "paring", "command", "model", "models", "method", "options", "source", "sources", "stages", "tuned",
+)  # fmt: skip
 #: keys that no command line can say: the recipe must
 _ONLY_RECIPE = ("stages", "patterns", "layers", "tail")
 #: what goes without saying
@@ -24,7 +26,7 @@ def command_of(recipe: Mapping[str, Any], output: str) -> str | None:
         return None
     told = str(recipe.get("command"))
     words = [told] if told in ("compress", "merge", "prune") else ["paring", told]
-    inputs = [recipe.get(key) for key in ("source", "tuned")]
+    inputs = [recipe.get(key) for key in ("source", "tuned", "model")]
     words += recipe.get("models") or recipe.get("sources") or [name for name in inputs if name] or ["SOURCE"]
     if recipe.get("method"):
         words += ["--method", str(recipe["method"])]
@@ -35,6 +37,9 @@ def command_of(recipe: Mapping[str, Any], output: str) -> str | None:
 
 
 def _option(flag: str, value: Any) -> list[str]:
+    if isinstance(value, dict):
+        each = flag.removesuffix("s")
+        return [word for name, share in value.items() for word in (each, f"{name}={share}")]
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-", 1)]
     if isinstance(value, list | tuple) and any(isinstance(item, str) for item in value):

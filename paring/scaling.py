@@ -13,7 +13,7 @@ from paring import lowrank
 from paring.adapters.algebra import F64
 from paring.adapters.derived import wide
 from paring.adapters.view import Dialect, LowRank
-from paring.dtypes import FLOATS, Stored, from_f32
+from paring.dtypes import FLOATS, Stored, cast, from_f32
 from paring.report import ModuleReport, ScaleReport
 
 _KEPT = {"alpha": "alpha", "config": "adapter_config.json"}
@@ -187,6 +187,4 @@ def _alpha(alpha: float, rank: int, scale: float, name: str) -> Stored:
 
 
 def _cast(stored: Stored, wanted: str | None, name: str) -> Stored:
-    if wanted is None or stored.dtype == wanted or stored.dtype not in FLOATS:
-        return stored
-    return from_f32(wide(stored), wanted, name)
+    return stored if wanted is None or stored.dtype not in FLOATS else cast(stored, wanted, name)

@@ -17,6 +17,7 @@ from paring.imaging import Builder
 from paring.packing import Image, Payload, Spec
 from paring.plan import CompressPlan
 from paring.report import TriedReport
+from paring.stream import in_order
 
 _log = logging.getLogger("paring")
 
@@ -82,7 +83,7 @@ def _solve(
 
     def build(dial: int) -> tuple[list[Loss], Coded, Image]:
         coded = family.encode(dial)
-        found = [loss(f, coded.tensors.get(f.a), coded.tensors.get(f.b) if f.b else None) for f in modules]
+        found = list(in_order(lambda f: loss(f, *coded.of(f)), modules, plan.threads))
         return found, coded, builder.image(coded, found)
 
     @cache  # of the figures only: codings of large adapters are not kept

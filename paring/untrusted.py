@@ -64,6 +64,13 @@ def parse_json(raw: bytes, where: str) -> dict[str, Any]:
     return value
 
 
+def is_below(name: str) -> bool:
+    """Whether this is the name of a file below a folder, at most one folder deep, and nowhere else."""
+    steps = name.split("/")
+    sound = all(step and step not in (".", "..") and not set(step) & set("\\\0:") for step in steps)
+    return sound and len(steps) <= 2
+
+
 def read_bounded(path: Path, limit: int, kind: str) -> bytes:
     """All bytes of the file ``path``; more than ``limit`` are too many for ``kind``. Raises BadFileError."""
     try:

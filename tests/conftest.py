@@ -15,7 +15,6 @@ import pytest
 for _library in ("OPENBLAS", "MKL", "VECLIB"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 from tests.hub_server import Account, HubServer  # noqa: E402
 
 TOKENS = {
@@ -53,6 +52,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     names._HOMES.clear()
     yield _HUB
     _HUB.heal()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """Folders of tiny models of transformers, by their types."""
+    from tests.shrinking import made_in
+
+    return made_in(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(params=["xet", "lfs"])

@@ -15,7 +15,7 @@ from paring import registry
 from paring.adapters.view import Adapter
 from paring.atomic import atomic_file, atomic_folder
 from paring.checkpoint import write_safetensors
-from paring.dtypes import STORAGE, Stored
+from paring.dtypes import STORAGE, Stored, from_bytes, itemsize, numel
 from paring.factors import factor_names
 from paring.merging.models import Chunk, Models, Target
 from paring.merging.sources import Entry
@@ -34,6 +34,29 @@ layouts = st.dictionaries(
     min_size=1,
     max_size=5,
 )
+
+#: dtype, shape and content of tensors for :func:`tensor_of`
+specs = st.tuples(
+    st.sampled_from(sorted(STORAGE)),
+    st.lists(st.integers(0, 9), max_size=3).map(tuple),
+    st.sampled_from(["noise", "zeros", "ramp"]),
+)
+
+
+def tensor_of(spec: tuple[str, tuple[int, ...], str], seed: int) -> Stored:
+    dtype, shape, kind = spec
+    size = numel(shape) * itemsize(dtype)
+    raw = {
+        "noise": np.random.default_rng(seed).integers(0, 256, size, np.uint8),
+        "zeros": np.zeros(size, np.uint8),
+        "ramp": np.arange(size).astype(np.uint8),
+    }[kind]
+    return from_bytes(dtype, shape, raw & 1 if dtype == "BOOL" else raw)
+
+
+def alike(a: Stored, b: Stored) -> bool:
+    """Whether two tensors are the same, bit for bit."""
+    return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
 
 def fill(specs: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Stored]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 import struct
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,18 +83,18 @@ class Store:
         self._turns = threading.Lock()
         self._over = threading.Event()
         self._over.set()
-        self._ours = False
+        self._holder: str | None = None
         self._shards: dict[str, dict[str, tuple[str, int]]] = {}
 
     def turn(self, port: int = 0) -> Path:
         """The folder of the xet store, once no other process has it open, or is about to open it. ``port`` is
         that of the client's end of its connection.
         """
-        ours = port in _own_ports()
+        process = _process_of(port)
         with self._turns:
-            if not (ours and self._ours):
+            if process is None or process != self._holder:
                 self._over.wait(20)
-            self._ours, self._over = ours, threading.Event()
+            self._holder, self._over = process, threading.Event()
             threading.Thread(target=self._watch, args=(self._over,), daemon=True).start()
         return self._xet
 
@@ -185,18 +185,18 @@ def _files_in(shard: bytes) -> dict[str, tuple[str, int]]:
     return found
 
 
-def _own_ports() -> set[int]:
-    """The local ports of this process's connections, as Linux tells them; none elsewhere."""
-    ports = set()
+def _process_of(port: int) -> str | None:
+    """The process whose end of a connection on this machine has ``port``, where Linux tells it."""
     try:
-        own = {os.readlink(found) for found in Path("/proc/self/fd").iterdir() if found.is_symlink()}
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-            words = line.split()
-            if f"socket:[{words[9]}]" in own:
-                ports.add(int(words[1].rpartition(":")[2], 16))
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        sockets = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(f":{port:04X}")}
     except OSError:
-        pass  # not Linux, or a connection that ended meanwhile
-    return ports
+        return None
+    for found in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):  # another's, or gone meanwhile
+            if str(found.readlink()) in sockets:
+                return found.parts[2]
+    return None
 
 
 def _hex(raw: bytes) -> str:

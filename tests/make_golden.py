@@ -21,12 +21,13 @@ from paring.checkpoint import digest, write_safetensors
 from paring.codecs import stored, ternary, trellis
 from paring.codecs.residual import Difference, apart
 from paring.codecs.shards import Gather, Pool, cut, moved
+from paring.codecs.sparse import Sparse
 from paring.codecs.ternary import from_trits
 from paring.codecs.trellis import Levels
-from paring.dtypes import Stored, from_f32
+from paring.dtypes import STORAGE, Stored, from_bytes, from_f32, itemsize, numel
 from paring.kernels.trellis.tensor import quantise
 from paring.packed import open_source
-from paring.packing import Image, Payload, Spec, payloads
+from paring.packing import Beside, Image, Payload, Spec, payloads
 
 PREFIX = "base_model.model.layers"
 LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
@@ -180,6 +181,47 @@ def trellis_blocks(path: Path) -> None:
     image.write(path, digest(image.decoded()), lambda _: None)
 
 
+def sparse_forms(path: Path) -> None:
+    """Both forms of sparse tensors in many dtypes: -0, NaN, no values, all values; a file beside them."""
+    rng = np.random.default_rng(7)
+
+    def bits(dtype: str, shape: tuple[int, ...], density: float) -> Stored:
+        width = itemsize(dtype)
+        raw = rng.integers(0, 256, (numel(shape), width), np.uint8)
+        raw[rng.random(len(raw)) >= density] = 0
+        return from_bytes(dtype, shape, (raw & 1 if dtype == "BOOL" else raw).reshape(-1))
+
+    def two_of_four(dtype: str, shape: tuple[int, ...]) -> Stored:
+        wide = values(shape, "F32", 8).data.reshape(-1, 4).copy()
+        wide[np.arange(len(wide))[:, None], np.argsort(rng.random(wide.shape))[:, 2:]] = 0
+        wide[::5] = 0
+        wide[1::5, 0] = 0
+        return from_f32(wide.reshape(shape), dtype)
+
+    odd = np.array([0.0, -0.0, np.nan, -np.nan, np.inf, 1e-45, 0.0, -1.0, 0.0], np.float32)
+    odd.view("<u4")[2] = 0x7F80_0001
+    masks = {
+        **{dtype: bits(dtype, (5, 9), 0.4) for dtype in STORAGE if dtype not in ("U32", "U64")},
+        "odd": Stored("F32", odd.reshape(3, 3)),
+        "zeros": Stored("BF16", np.zeros((40, 30), np.uint16)),
+        "none": Stored("F16", np.zeros((0, 4), np.float16)),
+        "scalar": Stored("F32", np.array(-0.0, np.float32)),
+        "full": Stored("U8", np.full((3, 4, 5), 7, np.uint8)),
+    }
+    pairs = {
+        "pairs": two_of_four("BF16", (16, 20)),
+        "pairs.f64": two_of_four("F64", (4, 2, 8)),
+        "pairs.i8": Stored("I8", np.tile(np.array([0, -3, 0, 5], np.int8), (3, 2))),
+        "pairs.none": Stored("F32", np.zeros((0,), np.float32)),
+    }
+    items = [(name, Sparse(tensor)) for name, tensor in masks.items()]
+    items += [(name, Sparse(tensor, "2:4")) for name, tensor in pairs.items()]
+    parts = payloads([(Spec(name, it.tensor.dtype, it.shape), it) for name, it in items])
+    files = [Beside.of("config.json", b"{}\n"), Beside.of("1_Pooling/config.json", b"")]
+    image = Image(parts, {"tool": "paring"}, files)
+    image.write(path, digest(image.decoded()), lambda _: None)
+
+
 def rounded_once(path: Path) -> None:
     """A bf16 (IA)^3 vector of 1 plus or minus 2^-8 + 2^-30: by way of fp32 all of it would round to 1."""
     trits = np.array([1, 0, -1, 1, 1, 0, 0, -1, 0, 1], np.int8)
@@ -284,6 +326,7 @@ CASES: dict[str, Callable[[Path], None]] = {
     "references": references,
     "pool_exact": pooled(("F32", "F32", "F32", "F32")),
     "pool_lossy": pooled(("F32", "F16", "F32", "BF16"), 0.05),
+    "sparse_forms": sparse_forms,
     "truncated_kohya": compressed(kohya(), None, method="truncate", rank=2),
 }
 

@@ -12,6 +12,12 @@ import zlib
 from functools import cache
 
 WIDTH = {
+    "C64": 8,
+    "I16": 2,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
     "F64": 8,
     "F32": 4,
     "F16": 2,
@@ -519,5 +525,30 @@ def _stepped(near: bytes, steps: bytes, width: int) -> bytes:
     return b"".join(out)
 
 
+def _sparse(data: bytes, shapes: list[tuple[int, ...]], kinds: list[str]) -> list[bytes]:
+    h, e, version = struct.unpack("<IQB", data[:13])
+    heads = list(struct.iter_unpack("<BQ", zlib.decompress(data[13 : 13 + h], -15)))
+    assert len(data) == max(13 + h + e, -(-sum(map(math.prod, shapes)) // 32768))
+    inner_shapes: list[tuple[int, ...]] = []
+    inner_kinds: list[str] = []
+    for (form, count), shape, kind in zip(heads, shapes, kinds, strict=True):
+        inner_shapes += [(-(-math.prod(shape) // (12 if form else 8)),), (count,)]
+        inner_kinds += ["U8", kind]
+    parts = READERS["bytes", version](data[13 + h : 13 + h + e], inner_shapes, inner_kinds)
+    pairs = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    out = []
+    for i, ((form, _), shape, kind) in enumerate(zip(heads, shapes, kinds, strict=True)):
+        places, values, width, n = parts[2 * i], parts[2 * i + 1], WIDTH[kind], math.prod(shape)
+        if form:
+            digits = [d for byte in places for d in (byte % 6, byte // 6 % 6, byte // 36)]
+            chosen = [j in pairs[d] for d in digits for j in range(4)][:n]
+        else:
+            chosen = [bool(byte >> j & 1) for byte in places for j in range(8)][:n]
+        cut = iter([values[at : at + width] for at in range(0, len(values), width)])
+        out.append(b"".join(next(cut) if there else bytes(width) for there in chosen))
+    return out
+
+
 REFERRING = {("shards", 1): _shards, ("residual", 1): _residual}
-READERS = {("ternary", 1): _ternary, ("trellis", 1): _trellis, ("bytes", 1): _bytes, ("bytes", 2): _bytes2}
+READERS = {("ternary", 1): _ternary, ("trellis", 1): _trellis, ("bytes", 1): _bytes, ("bytes", 2): _bytes2,
+           ("sparse", 1): _sparse}  # fmt: skip

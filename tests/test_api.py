@@ -296,8 +296,15 @@ def test_inspect(packed):
     scales = {m.name: m.scale for m in source.modules}
     for module, told in zip(found.modules, packed.modules, strict=True):
         assert (module.name, module.rank, module.shape) == (told.name, told.rank, told.shape)
-        assert module.density == told.density and module.error == pytest.approx(told.error, abs=1e-4)
+        assert module.density is None and module.error == pytest.approx(told.error, abs=1e-4)
         assert module.scale == scales[module.name] == 2.0
+
+
+def test_inspect_tells_densities_of_ternary_files(tmp_path):
+    how = {"basis": "trained", "scope": "tensor", "density": 0.05}
+    made = compress(BROWN, tmp_path / "x.safetensors", method="compeft", **how)
+    told = [module.density for module in inspect(made.output).modules]
+    assert told == [module.density for module in made.modules] and set(told) != {None}
 
 
 def test_decompress_to_a_file_or_a_folder(packed, tmp_path):

@@ -162,6 +162,13 @@ LDM = {
 }  # fmt: skip
 
 
+def test_numbers_in_names_are_in_order_and_other_digits_are_none(tmp_path):
+    assert sorted(["h.10", "h.2", "h", "h.1²3"], key=naming.natural) == ["h", "h.1²3", "h.2", "h.10"]
+    source = put_adapter(tmp_path / "a", pair("base_model.model.²") | pair("base_model.model.x"), None)
+    convert(source, tmp_path / "out", dialect="cloneofsimo")
+    assert set(load(tmp_path / "out")) == {f"model:{i}:{side}" for i in (0, 1) for side in ("up", "down")}
+
+
 def test_names_of_sdxl_in_kohya_are_those_of_diffusers(tmp_path):
     made = kohya_file(
         tmp_path / "a.safetensors", {f"lora_unet_{name}": (2, (4,), 3) for name in LDM}, [1.0] * len(LDM)

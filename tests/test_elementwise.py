@@ -34,8 +34,11 @@ def test_widening_is_exact(dtype):
     ours, theirs = np.empty((2, len(sound)), np.float32)
     assert cpu.widen(sound, dtype, ours) and reference.widen(sound, dtype, theirs)
     assert (ours.view(np.uint32) == theirs.view(np.uint32)).all()
+    less = np.random.default_rng(1).standard_normal(len(sound)).astype(np.float32)
+    assert cpu.widen(sound, dtype, ours, less) and reference.widen(sound, dtype, theirs, less)
+    assert (ours == theirs).all()
     out = np.empty(len(mixed), np.float32)
-    assert not cpu.widen(mixed, dtype, out)
+    assert not cpu.widen(mixed, dtype, out) and not cpu.widen(mixed, dtype, out, out.copy())
     for bad in bits[~finite][:: max(1, (~finite).sum() // 50)]:
         assert not cpu.widen(np.array([bad]), dtype, out[:1])
 

@@ -191,6 +191,7 @@ def test_what_cannot_be_meant_is_refused_before_any_work(tmp_path: Path) -> None
     refused(OptionError, "coded by spectral", method="compeft")
     refused(OptionError, "--carry some", carry="some")
     refused(OptionError, "--norm is for adapters", norm=0.5)
+    refused(OptionError, "--states 5: a power of two", states=5)
     refused(BudgetError, "best that can be had", ratio=5000)
     refused(UnsupportedError, "are equal", base=tuned)
     with pytest.raises(OutputError, match="is an input"):

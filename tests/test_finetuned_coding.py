@@ -47,6 +47,9 @@ def test_the_difference_of_bits_goes_both_ways() -> None:
         assert added(Stored(dtype, b), found).tobytes() == a.tobytes()
         near = difference(Stored(dtype, a), Stored(dtype, np.nextafter(a, a.dtype.type(np.inf))))
         assert set(np.unique(near.data)) <= {1, 2}
+        up, down = (Stored(dtype, np.array(value, kind)) for value in (1.5, 1.25))  # scalars, too
+        assert added(down, difference(up, down)).tobytes() == up.tobytes()
+        assert added(up, difference(down, up)).tobytes() == down.tobytes()
 
 
 def test_a_few_rows_that_learnt_among_many_that_drifted(tmp_path: Path) -> None:

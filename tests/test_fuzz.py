@@ -24,7 +24,7 @@ from paring.packed import Packed, open_source
 from tests.make_golden import lora
 
 GOLDEN = sorted((Path(__file__).parents[1] / "fixtures" / "packed").glob("lora_bf16*.safetensors"))
-GOLDEN += sorted((Path(__file__).parents[1] / "fixtures" / "packed").glob("[bikt]*.safetensors"))
+GOLDEN += sorted((Path(__file__).parents[1] / "fixtures" / "packed").glob("[bikst]*.safetensors"))
 ROUNDS = 60
 MOST = 64 << 20  # bytes; the largest golden file decodes to a megabyte
 

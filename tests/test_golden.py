@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from paring.checkpoint import digest
-from paring.codecs import residual, trellis
+from paring.codecs import residual, sparse, trellis
 from paring.kernels.ternary import reference
 from paring.kernels.trellis import tables
 from paring.manifest import DICTIONARY
@@ -96,10 +96,14 @@ def test_goldens_cover_the_format():
                 used |= {f"trellis {layout}" for layout in read.layouts}
                 used |= {f"trellis class {cls}" for cls in read.classes}
                 used |= {f"trellis bits {read.bits}", f"trellis blocks {len(read.states)}"}
+            if held.codec == "sparse":
+                rows, _ = sparse._read(opened.payload(held), [spec.shape for spec in held.specs])
+                used |= {f"sparse {form}" for form, _ in rows}
             if held.codec == "residual":
                 rows = residual._rows(opened.payload(held), [spec.shape for spec in held.specs])[0]
                 used |= {f"mix {row.kind}" for row in rows} | {f"left {row.left}" for row in rows}
     assert {"shards", *(f"{what} {kind}" for what in ("mix", "left") for kind in range(3))} <= used
+    assert {"sparse mask", "sparse 2:4", "F8_E4M3", "F8_E5M2", "I8", "C64"} <= used
     ones = {f"ones {dtype}" for dtype in ("F32", "F16", "BF16")}
     expected = {"ternary", "bytes", "as F16", "whole", "rows", "columns"} | ones
     assert expected | {"F64", "F32", "F16", "BF16", "I64", "U16", "BOOL"} <= used

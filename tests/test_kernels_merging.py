@@ -86,10 +86,10 @@ def _each(function, x, out):
         out[p] = function(x[p])
 
 
-@pytest.mark.parametrize(("name", "far"), [("exp", 87), ("tanh", 20)])
+@pytest.mark.parametrize(("name", "far"), [("exp", 87), ("tanh", 20), ("tanh_of_unit", 1)])
 def test_polynomials_are_within_two_units_in_the_last_place(name, far):
     x = np.concatenate([np.linspace(-far, far, 100_001), np.geomspace(1e-30, 1, 10_001)]).astype(np.float32)
     out = np.empty_like(x)
     _each(getattr(polynomials, name), x, out)
-    expected = getattr(np, name)(x.astype(np.float64))
+    expected = getattr(np, name.partition("_")[0])(x.astype(np.float64))
     assert (np.abs(out - expected) / np.spacing(np.abs(expected).astype(np.float32))).max() <= 2

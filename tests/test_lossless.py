@@ -11,34 +11,14 @@ from paring import codecs
 from paring.api import compress, decompress, inspect, verify
 from paring.checkpoint import open_checkpoint, write_safetensors
 from paring.codecs import planes, stored
-from paring.dtypes import FLOATS, STORAGE, Stored, from_bytes, from_f32, itemsize, numel
+from paring.dtypes import FLOATS, STORAGE, Stored, from_f32, itemsize
 from paring.errors import BadFileError, BadValueError, BudgetError, OptionError, ParingError
 from paring.packed import open_source
-from tests.helpers import put_adapter
+from tests.helpers import alike, put_adapter, specs, tensor_of
 from tests.make_golden import carried, ia3, kohya, lora
 from tests.test_api import ADAPTERS, same, tensors_of
 
 few = settings(deadline=None, max_examples=60)
-specs = st.tuples(
-    st.sampled_from(sorted(STORAGE)),
-    st.lists(st.integers(0, 9), max_size=3).map(tuple),
-    st.sampled_from(["noise", "zeros", "ramp"]),
-)
-
-
-def tensor_of(spec, seed):
-    dtype, shape, kind = spec
-    size = numel(shape) * itemsize(dtype)
-    raw = {
-        "noise": np.random.default_rng(seed).integers(0, 256, size, np.uint8),
-        "zeros": np.zeros(size, np.uint8),
-        "ramp": np.arange(size).astype(np.uint8),
-    }[kind]
-    return from_bytes(dtype, shape, raw & 1 if dtype == "BOOL" else raw)
-
-
-def alike(a, b):
-    return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
 
 def source_of(path):

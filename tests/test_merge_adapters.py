@@ -153,6 +153,23 @@ def test_real_adapters_merge_by_every_rule(tmp_path, method):
     assert any(abs(x).max() > 0 for x in found.values())
 
 
+def test_a_module_whose_name_another_one_ends_with_keeps_its_rank(tmp_path):
+    modules = {
+        "h.0.q_proj": (8, 12),
+        "vision.h.0.q_proj": (8, 12),
+        "h.1.q_proj": (8, 12),
+        "h.2.q_proj": (8, 12),
+    }
+    kinds = config(rank_pattern={"^h\\.0\\.q_proj": 1}, alpha_pattern={"^h\\.0\\.q_proj": 2})
+    models = [
+        put_adapter(tmp_path / name, lora(seed, modules=modules, h_0_q_proj=1), kinds)
+        for seed, name in enumerate("ab")
+    ]
+    merge(models, tmp_path / "out", method="linear")
+    assert {m.rank for m in adapters.read(open_source(tmp_path / "out")).modules} == {2, 6}
+    assert not adapters.read(open_source(tmp_path / "out")).problems
+
+
 def test_modules_that_only_some_have(tmp_path):
     first = put_adapter(tmp_path / "a", lora(0, modules={"layers.0.q_proj": (12, 20)}), config())
     second = put_adapter(tmp_path / "b", lora(1, modules={"layers.1.down": (20, 30)}), config())

@@ -165,6 +165,17 @@ def test_only_plain_lora_folds(small: Path, tmp_path: Path) -> None:
         fold_file(tmp_path / "lora", tmp_path / "y", SIZES, seed=0)
 
 
+def test_fp64_pools_are_rounded_once(tmp_path: Path) -> None:
+    layout, pools = make(dtype="F64")
+    value = 1 + 2**-11 + 2**-40  # by way of fp32 it would be a tie, and 1
+    write_mos(
+        tmp_path / "x", layout, {key: Stored("F64", np.full_like(p.data, value)) for key, p in pools.items()}
+    )
+    expand_file(tmp_path / "x", tmp_path / "lora", dtype="F16")
+    with open_checkpoint(tmp_path / "lora") as lora:
+        assert all((lora.read(name).f64() == 1 + 2**-10).all() for name in lora)
+
+
 def test_expand_rounds_once_and_keeps_what_exists(small: Path, tmp_path: Path) -> None:
     expand_file(small, tmp_path / "lora", dtype="F16")
     with open_checkpoint(tmp_path / "lora") as lora:

@@ -85,6 +85,14 @@ def test_a_renamed_copy_is_told_as_the_other(tmp_path):
     assert {level.level for level in report.sharing.levels} == {"alone", "tensor"}
 
 
+def test_related_adapters_of_more_ranks_than_inputs(tmp_path):
+    modules = pooling.gaussian(1, r=16, n_in=8, n_out=300)
+    later = pooling.same_run(modules, 0.001, 0.01)
+    sources = [pooling.put(tmp_path / "a", modules), pooling.put(tmp_path / "b", later)]
+    report = pool(sources, tmp_path / "pool", 0.2)
+    assert tried(report, "b as difference from a").bytes > 0
+
+
 def test_one_side_in_common_is_coded_once(tmp_path):
     modules, later = pooling.gaussian(0, n_in=256), pooling.gaussian(1, n_in=256)
     frozen = {name: (A, later[name][1]) for name, (A, _) in modules.items()}

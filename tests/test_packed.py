@@ -462,6 +462,12 @@ def test_shapes_that_do_not_fit_a_payload_are_refused(folder):
         assert parts["a"].shape == tuple(shape)
 
 
+def test_what_is_stored_in_a_wider_dtype_is_rounded_once():
+    value = 1 + 2**-11 + 2**-40  # by way of fp32 it would be a tie, and 1
+    (found,) = Spec("x", "F16", (1,), "F64").finish(Stored("F64", np.array([value]))).f64()
+    assert found == 1 + 2**-10
+
+
 def test_a_scale_too_large_for_its_dtype_is_refused(folder):
     image = Image(payloads([(Spec("a", "F32", (4,)), from_trits(np.ones(4, np.int8), 1e6))]), {})
     path = folder / "wide.safetensors"

@@ -85,8 +85,12 @@ def test_kernels_against_the_reference(values, signed, data):
     keys = np.sort(order.keys(x, signed))
     low = int(data.draw(st.sampled_from(keys.tolist()))) if len(keys) else 0
     high = min(low + data.draw(st.integers(0, 1 << 31)), (1 << 32) - 1)
-    ours, theirs = cpu.between(x, signed, low, high), reference.between(x, signed, low, high)
-    assert ours[0] == theirs[0] and (ours[1] == theirs[1]).all()
+    wanted = [(1, low, high), (0, low, low), (1, 0, high)]
+    both = np.stack([x[::-1], x])
+    for ours, theirs in zip(
+        cpu.brackets(both, signed, wanted), reference.brackets(both, signed, wanted), strict=True
+    ):
+        assert ours[0] == theirs[0] and ours[1].tolist() == theirs[1].tolist()
     for shift in (0, 16):
         ours, theirs = cpu.count(x, signed, low, shift), reference.count(x, signed, low, shift)
         assert ours[0] == theirs[0] and (ours[1] == theirs[1]).all()

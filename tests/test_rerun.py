@@ -154,7 +154,7 @@ def test_what_cannot_be_repeated_is_refused(here):
     tensors = {"x.weight": arrays(0)["model.norm.weight"]}
     for recipe, what in (
         ("{", "its recipe is not valid JSON"),
-        ('{"command": "prune"}', "made by prune, which cannot"),
+        ('{"command": "convert"}', "made by convert, which cannot"),
         ('{"command": "merge"}', "names no models"),
         ('{"command": "merge", "models": ["a"], "speed": 3}', "'speed', which this version does not know"),
         ('{"command": "merge", "models": "a"}', "models is a"),

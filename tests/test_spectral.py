@@ -18,6 +18,7 @@ from paring.compress._trellis import PLAN, SIDE_BITS, worth
 from paring.dtypes import from_f32
 from paring.errors import BudgetError, OptionError
 from paring.factors import read_factors
+from tests import pooling
 from tests.helpers import put_adapter
 
 ROTTEN = Path(__file__).parent.parent / "fixtures" / "adapters" / "rotten"
@@ -183,3 +184,9 @@ def test_a_budget_below_all_names_the_best(tmp_path):
         compress(ROTTEN, tmp_path / "x", method="spectral", ratio=5000)
     report = compress(ROTTEN, tmp_path / "x", method="spectral", error=0.01)
     assert report.error <= 0.01
+
+
+def test_a_small_adapter_fills_a_large_budget(tmp_path):
+    source = pooling.put(tmp_path / "a", pooling.gaussian(1))
+    report = compress(source, tmp_path / "out", method="spectral", ratio=4, threads=1)
+    assert report.ratio < 4.1 and report.error < 0.05

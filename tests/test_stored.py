@@ -8,30 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paring.codecs.stored import decode, encode
-from paring.dtypes import STORAGE, Stored, from_bytes, itemsize, numel
+from paring.dtypes import Stored
 from paring.errors import BadFileError, ParingError
+from tests.helpers import alike, specs, tensor_of
 
 few = settings(deadline=None, max_examples=40)
-specs = st.tuples(
-    st.sampled_from(sorted(STORAGE)),
-    st.lists(st.integers(0, 9), max_size=3).map(tuple),
-    st.sampled_from(["noise", "zeros", "ramp"]),
-)
-
-
-def tensor_of(spec, seed):
-    dtype, shape, kind = spec
-    size = numel(shape) * itemsize(dtype)
-    raw = {
-        "noise": np.random.default_rng(seed).integers(0, 256, size, np.uint8),
-        "zeros": np.zeros(size, np.uint8),
-        "ramp": np.arange(size).astype(np.uint8),
-    }[kind]
-    return from_bytes(dtype, shape, raw & 1 if dtype == "BOOL" else raw)
-
-
-def same(a, b):
-    return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
 
 @few
@@ -42,10 +23,10 @@ def test_round_trip_of_any_selection(drawn, data):
     assert payload == encode(tensors)
     shapes, dtypes = [t.shape for t in tensors], [t.dtype for t in tensors]
     select = data.draw(st.lists(st.sampled_from(range(len(tensors))), max_size=4)) if tensors else []
-    assert all(map(same, decode(payload, shapes, dtypes), tensors))
+    assert all(map(alike, decode(payload, shapes, dtypes), tensors))
     chosen = decode(memoryview(payload), shapes, dtypes, select)
     assert len(chosen) == len(select) and all(
-        same(a, tensors[i]) for a, i in zip(chosen, select, strict=True)
+        alike(a, tensors[i]) for a, i in zip(chosen, select, strict=True)
     )
 
 

@@ -202,7 +202,7 @@ def test_budgets_are_met_on_real_adapters(tmp_path, ratio, store):
     facts = open_source(made.output).facts
     assert len(facts.get("dropped", [])) == 2 * len(left_out)
     assert all(rank > 0 for rank in (facts["config"]["r"], *facts["config"]["rank_pattern"].values()))
-    assert all(m.error is not None and m.density == 1 for m in inspect(made.output).modules)
+    assert all(m.error is not None for m in inspect(made.output).modules)
     assert inspect(made.output).packed["ratio_fp16"] == pytest.approx(made.ratio_fp16)
     looser = compress(
         ADAPTERS / "brown",

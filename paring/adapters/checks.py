@@ -24,7 +24,7 @@ def problem(checkpoint: Checkpoint, module: str, roles: Mapping[str, str]) -> st
         if len(info.shape) < 2:
             shape = list(info.shape)
             return f"{where}: {info.name} has shape {shape}; a factor needs two axes (a sharded save?)"
-    if a.shape[0] != b.shape[1] and not _grouped(a, b):
+    if a.shape[0] != b.shape[1] and not grouped(a, b):
         return (
             f"{where}: ranks disagree in module {module}: "
             f"{a.name} {list(a.shape)} against {b.name} {list(b.shape)}"
@@ -32,14 +32,15 @@ def problem(checkpoint: Checkpoint, module: str, roles: Mapping[str, str]) -> st
     return None
 
 
-def _grouped(a: TensorInfo, b: TensorInfo) -> bool:
+def grouped(a: TensorInfo, b: TensorInfo) -> bool:
     """A grouped convolution: B is (out, r / groups, 1, ...)."""
-    return len(a.shape) > 2 and len(b.shape) > 2 and a.shape[0] > b.shape[1] and a.shape[0] % b.shape[1] == 0
+    rank, part = a.shape[0] if len(a.shape) > 2 else 0, b.shape[1] if len(b.shape) > 2 else 0
+    return rank > part > 0 and rank % part == 0
 
 
 def unfit(a: TensorInfo, b: TensorInfo) -> str | None:
     """Why two complete factors are still not a plain product of matrices."""
-    if _grouped(a, b):
+    if grouped(a, b):
         return "grouped convolution: its factors are not one matrix product"
     if any(axis != 1 for axis in b.shape[2:]):
         return "the up factor has a kernel: not one matrix product"

@@ -28,7 +28,7 @@ def _named(canonicals: Sequence[str]) -> list[str]:
 
 def _numbers(part: str, rests: Sequence[str]) -> dict[str, int]:
     known = {name: i for i, name in enumerate(stable_diffusion.TRAVERSAL.get(part, ()))}
-    if all(rest.isdigit() for rest in rests):
+    if all(rest.isdecimal() for rest in rests):
         return {rest: int(rest) for rest in rests}
     if all(rest in known for rest in rests):
         return {rest: known[rest] for rest in rests}
@@ -38,7 +38,7 @@ def _numbers(part: str, rests: Sequence[str]) -> dict[str, int]:
 def in_order(canonicals: Sequence[str]) -> bool:
     """Whether the numbers of these modules are known to be those of a model's traversal."""
     pairs = [naming.split(name) for name in canonicals]
-    return all(rest.isdigit() or rest in stable_diffusion.TRAVERSAL.get(part, ()) for part, rest in pairs)
+    return all(rest.isdecimal() or rest in stable_diffusion.TRAVERSAL.get(part, ()) for part, rest in pairs)
 
 
 DIALECT = Dialect(

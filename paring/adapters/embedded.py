@@ -25,8 +25,14 @@ def configs(checkpoint: Checkpoint) -> Callable[[str], Config | None]:
     if config is not None or KEY not in checkpoint.metadata:
         return lambda module: config
     told = parse_json(checkpoint.metadata[KEY].encode(), f"{checkpoint.path}: metadata {KEY}")
-    parts: dict[str, dict[str, Any]] = {}
+    found = parts(told)
+    return lambda module: found.get(module.partition(".")[0], found.get(""))
+
+
+def parts(told: Config) -> dict[str, dict[str, Any]]:
+    """The fields of each part of a pipeline, ``""`` for a single model."""
+    out: dict[str, dict[str, Any]] = {}
     for name, value in told.items():
         part, _, field = name.rpartition(".")
-        parts.setdefault(part, {})[field] = value
-    return lambda module: parts.get(module.partition(".")[0], parts.get(""))
+        out.setdefault(part, {})[field] = value
+    return out

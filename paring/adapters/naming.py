@@ -60,7 +60,7 @@ def dotted(underscored: str) -> str | None:
             return ()
         for stop in range(min(len(words), start + _LONGEST), start, -1):
             segment = "_".join(words[start:stop])
-            if segment in _SEGMENTS or (stop == start + 1 and segment.isdigit()):
+            if segment in _SEGMENTS or (stop == start + 1 and segment.isdecimal()):
                 after = rest(stop)
                 if after is not None:
                     return (segment, *after)
@@ -93,4 +93,4 @@ def parts(canonicals: Iterable[str]) -> list[str]:
 def natural(name: str) -> tuple[tuple[bool, int, str], ...]:
     """A key that sorts ``2`` before ``10``."""
     words: Sequence[str] = re.split(r"(\d+)", name)
-    return tuple((word.isdigit(), int(word) if word.isdigit() else 0, word) for word in words)
+    return tuple((word.isdecimal(), int(word) if word.isdecimal() else 0, word) for word in words)

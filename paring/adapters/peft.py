@@ -7,7 +7,6 @@ wins).
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,10 +22,7 @@ def _scale(
         return alpha / rank, "alpha tensor / r"
     if not config or config.get("lora_alpha") is None:
         return 1.0, "assumed 1: no lora_alpha (adapter_config.json missing?)"
-    alpha, source = peft_config.alpha_of(config, module.removeprefix(peft_config.PREFIX))
-    if config.get("use_rslora"):
-        return alpha / math.sqrt(rank), f"{source} / sqrt(r) (rsLoRA)"
-    return alpha / rank, f"{source} / r"
+    return peft_config.scale_of(config, module.removeprefix(peft_config.PREFIX), rank)
 
 
 def _expected_rank(module: str, config: Mapping[str, Any] | None) -> int | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,14 @@ def alpha_of(config: Config, module: str, key: str = "lora_alpha") -> tuple[floa
     return alpha, source
 
 
+def scale_of(config: Config, module: str, rank: int) -> tuple[float, str]:
+    """The scale of a LoRA module of this rank, and where it comes from. Raises BadFileError."""
+    alpha, source = alpha_of(config, module)
+    if config.get("use_rslora"):
+        return alpha / math.sqrt(rank), f"{source} / sqrt(r) (rsLoRA)"
+    return alpha / rank, f"{source} / r"
+
+
 def rank_of(config: Config, module: str) -> int | None:
     """The rank that the configuration states for a module, or None."""
     own = pattern(config, "rank_pattern", module)
@@ -121,23 +130,28 @@ def lora_config(
     names = {module.name for module in modules}
     rank = Counter(module.rank for module in modules).most_common(1)[0][0] if modules else 1
     alpha = Counter(m.alpha for m in modules if m.rank == rank).most_common(1)[0][0] if modules else 1
-    exact = {name: _exact(name, names) for name in names}
-    ranks = {exact[m.name]: m.rank for m in modules if m.rank != rank}
-    alphas = {exact[m.name]: _number(m.alpha) for m in modules if m.alpha != alpha}
+    ranks = {exact(m.name, names): m.rank for m in modules if m.rank != rank}
+    alphas = {exact(m.name, names): number(m.alpha) for m in modules if m.alpha != alpha}
     return {
         "peft_type": "LORA", "auto_mapping": None, "bias": "none", "fan_in_fan_out": False,
         "base_model_name_or_path": base, "revision": None, "task_type": None, "modules_to_save": None,
         **{key: donor[key] for key in _SHARED if donor.get(key) is not None},
-        "inference_mode": True, "r": rank, "lora_alpha": _number(alpha), "lora_dropout": 0.0,
+        "inference_mode": True, "r": rank, "lora_alpha": number(alpha), "lora_dropout": 0.0,
         "rank_pattern": ranks, "alpha_pattern": alphas, "target_modules": sorted(names),
         "init_lora_weights": True, "use_rslora": False, "use_dora": False,
     }  # fmt: skip
 
 
-def _number(alpha: float) -> int | float:
+def number(alpha: float) -> int | float:
+    """As JSON has it best: a whole number without its point."""
     return int(alpha) if float(alpha).is_integer() else float(alpha)
 
 
-def _exact(name: str, known: set[str]) -> str:
-    """A pattern that matches ``name`` alone: PEFT's match the ends of longer names as well."""
-    return ("^" if any(other.endswith("." + name) for other in known) else "") + re.escape(name)
+def is_end(name: str, known: Iterable[str]) -> bool:
+    """Whether one of the names ``known`` ends like ``name``: PEFT would take it for that."""
+    return any(other.endswith("." + name) for other in known)
+
+
+def exact(name: str, known: Iterable[str]) -> str:
+    """A pattern that matches ``name`` alone of those ``known``."""
+    return ("^" if is_end(name, known) else "") + re.escape(name)

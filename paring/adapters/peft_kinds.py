@@ -16,6 +16,7 @@ import numpy as np
 
 from paring.adapters import algebra, peft_config, products
 from paring.adapters.algebra import F64, Pair
+from paring.adapters.checks import grouped
 from paring.adapters.derived import BrokenError, Group, Made, RefusedError, Rule, shared
 from paring.dtypes import numel
 from paring.errors import BadFileError
@@ -44,11 +45,7 @@ def _known(group: Group) -> Mapping[str, Any]:
 
 def _lora(group: Group, rank: int) -> tuple[float, str]:
     """The scale of any LoRA of that rank."""
-    config = _config(group, peft_config.obstacle)
-    alpha, source = peft_config.alpha_of(config, group.name)
-    if config.get("use_rslora"):
-        return alpha / math.sqrt(rank), f"{source} / sqrt(r) (rsLoRA)"
-    return alpha / rank, f"{source} / r"
+    return peft_config.scale_of(_config(group, peft_config.obstacle), group.name, rank)
 
 
 def _number(config: Mapping[str, Any], key: str, least: int = 1) -> int:
@@ -222,8 +219,7 @@ def _experts(group: Group) -> Sequence[Made]:
 def _is_grouped(group: Group) -> bool:
     if not group.has("lora_A", "lora_B") or (group.config or {}).get("use_dora"):
         return False
-    a, b = group.tensors["lora_A"].shape, group.tensors["lora_B"].shape
-    return len(a) > 2 and len(b) > 2 and b[1] > 0 and a[0] > b[1] and a[0] % b[1] == 0
+    return grouped(group.tensors["lora_A"], group.tensors["lora_B"])
 
 
 def _grouped(group: Group) -> Sequence[Made]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ import numpy as np
 from paring import adapters
 from paring.adapters import embedded, peft_config
 from paring.adapters.checks import scalar_of
+from paring.adapters.derived import wide
+from paring.adapters.peft_config import exact, number
 from paring.adapters.view import Adapter, Dialect, LowRank
 from paring.dtypes import FLOATS, STORAGE, Stored, from_f32
 from paring.errors import OptionError, UnsupportedError
@@ -139,14 +140,12 @@ def _module(
 def _scalar(adapter: Adapter, name: str, value: float) -> Stored:
     """``value`` as the tensor ``name``: in its own dtype where that holds it, else in fp32."""
     info = adapter.checkpoint.tensors[name]
-    number = np.full(info.shape, value)
+    values = np.full(info.shape, value)
     if info.dtype in FLOATS:
-        own = from_f32(number, info.dtype, name)
-        exact = own.f64()
+        own = from_f32(values, info.dtype, name)
     else:
-        own = Stored(info.dtype, number.astype(STORAGE[info.dtype]))
-        exact = np.asarray(own.data, np.float64)
-    return own if bool((exact == number).all()) else from_f32(number, "F32", name)
+        own = Stored(info.dtype, values.astype(STORAGE[info.dtype]))
+    return own if bool((wide(own) == values).all()) else from_f32(values, "F32", name)
 
 
 def _config(
@@ -170,29 +169,20 @@ def _config(
     if not aside:
         rank = Counter(module.rank for module in kept).most_common(1)[0][0]
         alphas = Counter(module.alpha for module in placed if module.rank == rank)
-        alpha = _number(alphas.most_common(1)[0][0]) if alphas else alpha
+        alpha = number(alphas.most_common(1)[0][0]) if alphas else alpha
     names = {name_of(name) for name in (*(module.view.name for module in kept), *aside)}
-    ranks = {_exact(name_of(m.view.name), names): m.rank for m in kept if m.rank != rank}
-    alphas_by = {_exact(name_of(m.view.name), names): _number(m.alpha) for m in placed if m.alpha != alpha}
+    ranks = {exact(name_of(m.view.name), names): m.rank for m in kept if m.rank != rank}
+    alphas_by = {exact(name_of(m.view.name), names): number(m.alpha) for m in placed if m.alpha != alpha}
     for name, own in aside.items():
         if own not in (None, rank):
-            ranks[_exact(name_of(name), names)] = own
+            ranks[exact(name_of(name), names)] = own
         if (own_alpha := peft_config.pattern(config, "alpha_pattern", name)) is not None:
-            alphas_by[_exact(name_of(name), names)] = own_alpha
+            alphas_by[exact(name_of(name), names)] = own_alpha
     told = {**config, "r": rank, "lora_alpha": alpha, "rank_pattern": ranks, "alpha_pattern": alphas_by}
     if len(kept) < len(modules) and config.get("target_modules"):
         # named in full: a short name would make PEFT look for the modules that were left out
         told["target_modules"] = sorted(names)
     return told
-
-
-def _number(alpha: float) -> int | float:
-    return int(alpha) if float(alpha).is_integer() else float(alpha)
-
-
-def _exact(name: str, known: set[str]) -> str:
-    """A pattern that matches ``name`` alone: PEFT's match the ends of longer names as well."""
-    return ("^" if any(other.endswith("." + name) for other in known) else "") + re.escape(name)
 
 
 def _metadata(adapter: Adapter, modules: Sequence[_Module]) -> dict[str, str]:
@@ -204,7 +194,7 @@ def _metadata(adapter: Adapter, modules: Sequence[_Module]) -> dict[str, str]:
             told[key] = str(module.rank)
     for key, form in _NETWORK.items():  # kohya
         if key in told:
-            values = {form.format(rank=m.rank, alpha=_number(m.alpha)) for m in kept}
+            values = {form.format(rank=m.rank, alpha=number(m.alpha)) for m in kept}
             told[key] = values.pop() if len(values) == 1 else "Dynamic"
     if embedded.KEY in told and adapter.config is None:
         told[embedded.KEY] = _embedded(told[embedded.KEY], adapter, modules)
@@ -213,12 +203,8 @@ def _metadata(adapter: Adapter, modules: Sequence[_Module]) -> dict[str, str]:
 
 def _embedded(text: str, adapter: Adapter, modules: Sequence[_Module]) -> str:
     """PEFT's configuration as diffusers writes it: the fields of each part of a pipeline behind its name."""
-    parts: dict[str, dict[str, Any]] = {}
-    for key, value in json.loads(text).items():
-        part, _, field = key.rpartition(".")
-        parts.setdefault(part, {})[field] = value
     out: dict[str, Any] = {}
-    for part, config in parts.items():
+    for part, config in embedded.parts(json.loads(text)).items():
         strip = f"{part}." if part else ""
         mine = [module for module in modules if module.view.name.startswith(strip)]
         aside = [name for name, _ in adapter.refused if name.startswith(strip)]

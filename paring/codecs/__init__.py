@@ -4,9 +4,9 @@ A codec module has the type of its items (``ITEM``), ``encode(items) -> bytes``,
 dtypes, select, threads)``, ``values(item, dtype)`` (what an item decodes to), ``most_bytes(item)`` and
 ``PACK``, the entry of what small tensors share. One that keeps equal tensors of a payload only once has
 ``key(item)``, the same for those. A codec whose tensors are told by others of the file has
-``references(payload, shapes, select)`` as well, the numbers of those, and its ``decode`` takes them as
-``known``, by number; they stand earlier in the file. Two versions of one codec decode each other's bytes only
-if they share the version number.
+``references(payload, shapes)`` as well, for each tensor the numbers of those, and its ``decode`` takes them
+as ``known``, by number; they stand earlier in the file. Two versions of one codec decode each other's bytes
+only if they share the version number.
 """
 
 from __future__ import annotations
@@ -35,6 +35,21 @@ def of(item: Any) -> ModuleType:
     return max((m for m in _known().values() if type(item) is m.ITEM), key=lambda module: int(module.VERSION))
 
 
+def refers(codec: ModuleType | None) -> bool:
+    """Whether tensors of this codec are told by others of the file."""
+    return hasattr(codec, "references")
+
+
+def references(
+    codec: ModuleType | None, payload: bytes | memoryview, shapes: Sequence[tuple[int, ...]]
+) -> Sequence[tuple[int, ...]]:
+    """Of each tensor of a payload the numbers of those that tell it, as far as ``codec`` is known."""
+    if codec is None or not refers(codec):
+        return [()] * len(shapes)
+    found: list[tuple[int, ...]] = codec.references(payload, shapes)
+    return found
+
+
 def decode(
     codec: ModuleType,
     payload: bytes | memoryview,
@@ -45,10 +60,11 @@ def decode(
     look: Callable[[Sequence[int]], Mapping[int, Stored]],
 ) -> list[Stored]:
     """The tensors ``select`` of a payload; ``look`` finds the tensors of the file that they are told by."""
-    if not hasattr(codec, "references"):
+    if not refers(codec):
         found: list[Stored] = codec.decode(payload, shapes, dtypes, select, threads)
         return found
-    known = look(codec.references(payload, shapes, select))
+    each = references(codec, payload, shapes)
+    known = look(sorted({number for i in select for number in each[i]}))
     told: list[Stored] = codec.decode(payload, shapes, dtypes, select, threads, known=known)
     return told
 

@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from paring import codecs
 from paring.codecs import deflated, trellis
+from paring.codecs.zigzag import steps, zigzag
 from paring.dtypes import FLOATS, STORAGE, Array, Stored, from_f32, itemsize, numel
 from paring.errors import BadFileError, UnsupportedError
 from paring.kernels.ternary.tensor import LAYOUTS, Layout, laid, rows_of, segments
@@ -99,10 +100,7 @@ def apart(tensor: Stored, base: Stored, layout: Layout, mix: F64 | None) -> Stor
         if np.abs(guess).max(initial=0.0) > 0.99 * float(np.finfo(kind).max):
             return None
     near = _ordered(from_f32(laid(guess, layout, tensor.shape), tensor.dtype, "a prediction"))
-    width = np.dtype(near.dtype)
-    step = (_ordered(tensor) - near).view(f"i{width.itemsize}")
-    zigzag = (step << 1) ^ (step >> (8 * width.itemsize - 1))
-    return Stored(f"U{8 * width.itemsize}", zigzag.view(width))
+    return Stored(f"U{8 * near.itemsize}", zigzag(_ordered(tensor) - near))
 
 
 def encode(items: Sequence[Difference]) -> bytes:
@@ -159,12 +157,10 @@ def _rows(
     return out, take, payload[first : first + exact], payload[first + exact : first + exact + levels]
 
 
-def references(
-    payload: bytes | memoryview, shapes: Sequence[tuple[int, ...]], select: Sequence[int]
-) -> list[int]:
-    """The numbers of the tensors that the tensors ``select`` of a payload refer to."""
+def references(payload: bytes | memoryview, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Of each tensor of a payload the number of the one that it refers to."""
     rows, *_ = _rows(memoryview(payload), shapes)
-    return sorted({rows[i].reference for i in select})
+    return [(row.reference,) for row in rows]
 
 
 def decode(
@@ -248,9 +244,7 @@ def _finish(
     if left is None or left.dtype == "F64":
         return from_f32(guess if left is None else guess + left.data, dtype, "a tensor")
     near = _ordered(from_f32(guess, dtype, "a prediction"))
-    zigzag = left.data
-    step = (zigzag >> 1) ^ (~(zigzag & 1) + 1)  # modulo 2^width
-    return _unordered(near + step, dtype)
+    return _unordered(near + steps(left.data), dtype)
 
 
 def _dense(left: Stored | Levels | None) -> Stored | None:

@@ -179,24 +179,22 @@ def _head(payload: bytes | memoryview, shapes: Sequence[tuple[int, ...]]) -> _Re
     return _Read(tuple(pools), tuple(found), take)
 
 
-def references(
-    payload: bytes | memoryview, shapes: Sequence[tuple[int, ...]], select: Sequence[int]
-) -> list[int]:
-    """The numbers of the tensors that the tensors ``select`` of a payload are gathered from."""
+def references(payload: bytes | memoryview, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Of each tensor of a payload the numbers of those that it is gathered from."""
     read = _head(payload, shapes)
-    pools = {read.tensors[i][0] for i in select}
-    return sorted({number for pool in pools for number, _ in read.pools[pool].tensors})
+    numbers = [tuple(number for number, _ in pool.tensors) for pool in read.pools]
+    return [numbers[place] for place, _, _ in read.tensors]
 
 
 def layouts_of(
     payload: bytes | memoryview, shapes: Sequence[tuple[int, ...]]
-) -> list[tuple[Pool, Layout, Index, bool]]:
-    """Of each tensor of a payload its pool, layout, indices of shards, and whether any is moved."""
+) -> list[tuple[Pool, Layout, Index]]:
+    """Of each tensor of a payload its pool, layout and indices of shards."""
     read = _head(payload, shapes)
     out = []
     for (place, layout, flags), shape in zip(read.tensors, shapes, strict=True):
-        index, moves = _indices(read, place, flags, shape)
-        out.append((read.pools[place], layout, index, moves is not None))
+        index, _ = _indices(read, place, flags, shape)
+        out.append((read.pools[place], layout, index))
     return out
 
 

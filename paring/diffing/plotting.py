@@ -67,15 +67,20 @@ def draw(found: Difference, path: Path, overwrite: bool) -> None:
         _bars(axes[-1 - several], outside)
     if several:
         _matrix(axes[-1], found)
+    save(figure, path, overwrite)
+
+
+def save(figure: Any, path: Path, overwrite: bool) -> None:
+    """Write a figure of matplotlib, whole or not at all; the same numbers give the same bytes."""
+    from matplotlib import rc_context
+
+    kind = path.suffix[1:].lower()
+    undated: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:].lower(), metadata=_metadata(path))
+    with rc_context({"svg.hashsalt": "paring"}):
+        figure.savefig(buffer, format=kind, metadata=undated.get(kind))
     with atomic.atomic_file(path, overwrite) as file:
         file.write(buffer.getvalue())
-
-
-def _metadata(path: Path) -> dict[str, None] | None:
-    """Without the date, so that the same numbers give the same bytes."""
-    return {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
 
 
 def _label(found: Difference) -> str:

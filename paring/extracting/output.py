@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from paring import atomic, describing
-from paring.checkpoint import reads_back, write_safetensors
+from paring.adapters.peft_config import exact, is_end
+from paring.checkpoint import write_checked
 from paring.decompressing import CONFIG, WEIGHTS
 from paring.dtypes import Stored
 from paring.extracting.plan import Piece, Sorted
@@ -158,18 +159,15 @@ class Output:
             for name, stored in carried.tensors.items():
                 yield name, read(stored)
 
-        check = reads_back(contents)
         infos = self.tuned.checkpoint.tensors
         layout = [(name, tensor.dtype, tensor.shape) for name, tensor in factors.items()]
         layout += [(name, infos[own].dtype, infos[own].shape) for name, own in carried.tensors.items()]
         told = record.metadata({}, self.recipe)
         if self.single:
-            write_safetensors(
-                self.path, contents(), told, layout=layout, overwrite=self.overwrite, check=check
-            )
+            write_checked(self.path, contents(), told, layout=layout, overwrite=self.overwrite)
             return
         with atomic.atomic_folder(self.path, self.overwrite, _OURS) as folder:
-            write_safetensors(folder / WEIGHTS, contents(), told, layout=layout, check=check)
+            write_checked(folder / WEIGHTS, contents(), told, layout=layout)
             text = json.dumps(self.config(modules, carried), indent=2, sort_keys=True) + "\n"
             (folder / CONFIG).write_text(text, encoding="utf-8")
             text = self._card(modules, (folder / WEIGHTS).stat().st_size)
@@ -180,7 +178,7 @@ class Output:
         ranks = {module.piece.module: module.rank for module in modules}
         common = Counter(ranks.values()).most_common(1)[0][0]
         known = _modules_of(self.found.tuned)
-        pattern = {_exact(name, known): rank for name, rank in sorted(ranks.items()) if rank != common}
+        pattern = {exact(name, known): rank for name, rank in sorted(ranks.items()) if rank != common}
         config: dict[str, Any] = {
             "peft_type": "LORA", "base_model_name_or_path": self.base_name, "inference_mode": True,
             "r": common, "lora_alpha": common, "rank_pattern": pattern, "alpha_pattern": dict(pattern),
@@ -243,18 +241,9 @@ class Output:
         )
 
 
-def _exact(name: str, known: set[str]) -> str:
-    """A pattern that PEFT matches with the module ``name`` alone."""
-    return ("^" if _others_end_so(name, known) else "") + re.escape(name)
-
-
-def _others_end_so(name: str, known: set[str]) -> bool:
-    return any(other.endswith("." + name) for other in known)
-
-
 def _targets(ranks: Mapping[str, int], known: set[str]) -> list[str] | str:
     """``target_modules``: the names, or a pattern where another module's name ends like one of them."""
-    if any(_others_end_so(name, known - ranks.keys()) for name in ranks):
+    if any(is_end(name, known - ranks.keys()) for name in ranks):
         return "|".join(re.escape(name) for name in sorted(ranks))
     return sorted(ranks)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -11,20 +10,12 @@ from typing import Any, Literal
 from paring.checkpoint import Checkpoint, TensorInfo
 from paring.dtypes import FLOATS
 from paring.errors import OptionError, UnsupportedError
+from paring.layers import EMBEDDING, turned
 from paring.matching import prefixes, unwrapped
 from paring.merging.inputs import Model
 from paring.merging.models import Target
 
 Kind = Literal["linear", "conv", "embedding"]
-
-#: the last part of an embedding's name; files do not tell an embedding from a linear layer otherwise
-_EMBEDDING = re.compile(
-    r"(\w+_)?(embeddings?|emb|embed|embed_in|embed_tokens(_\w+)?|embed_positions|wte|wpe|shared)"
-    r"|(\w+_)?relative_attention_bias|tokens_embed|positions_embed"
-)
-#: model types whose Conv1D layers store weights as (in, out), and what those layers are called
-_FAN_IN = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
-_CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +145,7 @@ def _kind(module: str, leaf: str, shape: tuple[int, ...]) -> tuple[Kind | None, 
         axes = "a bias" if leaf == "bias" else "a parameter that is no layer's weight"
         return None, axes
     if len(shape) == 2 and all(shape):
-        return ("embedding" if _EMBEDDING.fullmatch(module.rpartition(".")[2]) else "linear"), ""
+        return ("embedding" if EMBEDDING.fullmatch(module.rpartition(".")[2]) else "linear"), ""
     if len(shape) == 4 and all(shape):
         # one input channel and many outputs: each channel by itself, whose groups the file does not tell
         return (None, "a convolution in groups") if shape[1] == 1 < shape[0] else ("conv", "")
@@ -163,14 +154,13 @@ def _kind(module: str, leaf: str, shape: tuple[int, ...]) -> tuple[Kind | None, 
 
 def _turned(name: str, module: str, config: Mapping[str, Any]) -> bool:
     """Whether a weight is stored as (in, out). Raises UnsupportedError when nothing tells."""
-    if module.rpartition(".")[2] not in _CONV1D:
-        return False
-    if "model_type" not in config:
+    stored = turned(module, config)
+    if stored is None:
         raise UnsupportedError(
             f"{name} may be a Conv1D of GPT-2, stored as (in, out), and no config.json says so: give the "
             "folder that holds the model with its config.json"
         )
-    return config["model_type"] in _FAN_IN
+    return stored
 
 
 def _tied(
@@ -188,7 +178,7 @@ def _tied(
         # heads stand outside the numbered layers
         if parts[-1] != "weight" or len(parts) < 2 or any(part.isdigit() for part in parts):
             continue
-        if _EMBEDDING.fullmatch(parts[-2]):
+        if EMBEDDING.fullmatch(parts[-2]):
             continue
         places = [(tuned, mine), (base, other)]
         found = [_same_bits(model.checkpoint, names, name) for model, names in places]
@@ -219,7 +209,7 @@ def _same_bits(checkpoint: Checkpoint, names: Mapping[str, str], name: str) -> s
         rival = checkpoint.tensors[stored]
         if (rival.shape, rival.dtype) == (info.shape, info.dtype) and twin.endswith(".weight"):
             module = twin.removesuffix(".weight").rpartition(".")[2]
-            if _EMBEDDING.fullmatch(module) and _equal(checkpoint, info.name, stored):
+            if EMBEDDING.fullmatch(module) and _equal(checkpoint, info.name, stored):
                 return twin
     return None
 

@@ -1,17 +1,14 @@
-"""What is in a packed delta, and whether it gives the fine-tune back: for ``inspect`` and ``verify``."""
+"""What is in a packed delta, for ``inspect``."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import Any
 
-from paring.checkpoint import Checkpoint
 from paring.dtypes import numel
 from paring.errors import BadFileError
 from paring.finetuned.parts import BITS, DELTA, LEVELS, SIGNS, A, B
-from paring.finetuned.restoring import Restored
-from paring.finetuned.run import error_of
-from paring.finetuned.table import FILE, Table, base_digest, needed, read_table
+from paring.finetuned.table import FILE, Table, read_table
 from paring.packed import Packed
 from paring.report import CarriedReport, Inspection, ModuleReport
 
@@ -73,18 +70,3 @@ def _carried(opened: Packed, table: Table) -> list[CarriedReport]:
             if (text := why.get(mark + suffix)) is not None:
                 out.append(CarriedReport(own, info.nbytes, text))
     return out
-
-
-def base_trouble(opened: Packed, base: Checkpoint) -> str | None:
-    """Why ``base`` is not the one that the delta was taken from, or None."""
-    table = read_table(opened)
-    lacking = [name for name in needed(table.rows) if name not in base]
-    if lacking:
-        return f"{base.path} has no {lacking[0]}"
-    found = base_digest(base, table.rows)
-    return None if found == table.base_digest else f"{base.path} is not the base that this was taken from"
-
-
-def measured(opened: Packed, base: Checkpoint, tuned: Checkpoint) -> float:
-    """The relative error of the fine-tune that comes of it."""
-    return error_of(Restored(opened, base, read_table(opened)), tuned)

@@ -6,9 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from paring.checkpoint import Checkpoint
-from paring.dtypes import FLOATS, Stored, from_f32, itemsize
+from paring.dtypes import Stored, cast, from_f32, itemsize
 from paring.finetuned.parts import Matrix, spans
-from paring.finetuned.restoring import cast
 from paring.finetuned.table import Row
 from paring.merging.sources import Weights
 
@@ -61,24 +60,14 @@ class Pairs:
             source.close()
 
 
-class Squares:
+def squares(a: Stored, b: Stored) -> float:
     """``||a - b||^2`` of two tensors, by blocks, in fp64."""
-
-    @staticmethod
-    def applies(stored: Stored) -> bool:
-        return stored.dtype in FLOATS
-
-    def __call__(self, a: Stored, b: Stored) -> float:
-        one, other = a.data.reshape(1, -1), b.data.reshape(1, -1)
-        total = 0.0
-        for start, stop in spans(one.shape[1], 1, BLOCK):
-            parts = (Stored(x.dtype, y[0, start:stop]) for x, y in ((a, one), (b, other)))
-            first, second = (part.f64() for part in parts)
-            total += float(((first - second) ** 2).sum())
-        return total
-
-
-squares = Squares()
+    one, other = a.data.reshape(-1), b.data.reshape(-1)
+    total = 0.0
+    for start, stop in spans(len(one), 1, BLOCK):
+        first, second = (Stored(x.dtype, y[start:stop]).f64() for x, y in ((a, one), (b, other)))
+        total += float(((first - second) ** 2).sum())
+    return total
 
 
 def rounded(below: Stored, delta: F64, dtype: str, name: str) -> tuple[Stored, int, int]:

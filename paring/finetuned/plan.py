@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,7 +14,7 @@ from paring.checkpoint import Checkpoint, TensorInfo
 from paring.devices import free_memory, pick
 from paring.dtypes import FLOATS
 from paring.errors import OptionError, UnsupportedError
-from paring.finetuned.parts import SUFFIXES
+from paring.finetuned.parts import SUFFIXES, Matrix
 from paring.finetuned.table import FILE, Row
 from paring.hub import names
 from paring.matching import prefixes, unwrapped
@@ -44,6 +44,7 @@ class Plan:
     base: Checkpoint
     method: Method
     options: dict[str, Any]
+    coder: Callable[[Sequence[Matrix], int], Any]  #: what the method codes deltas with
     budget: Budget
     carry: str
     output: Path
@@ -123,13 +124,14 @@ def plan_finetuned(
     if carry not in get_args(Carry):
         raise OptionError(f"--carry {carry}: expected {', '.join(get_args(Carry))}")
     chosen = registry.load("compress", "spectral" if method == "auto" else method)
-    if chosen.name != "spectral":
+    if chosen.deltas is None:
         raise OptionError(
             f"--method {method} takes adapters: what a full fine-tune adds to --base is coded by spectral"
         )
     if "norm" in options:
         raise OptionError("--norm is for adapters: a full fine-tune is coded to its least error")
     parsed = {key: value for key, value in chosen.parse(options).items() if key == "states"}
+    coder = chosen.deltas(**parsed)
     workers, device = thread_count(threads), pick(device)
     tuned, below = _open(Path(source), "is"), _open(Path(base), "is, as --base,")
     target = Path(output) if output is not None else default_output(Path(source))
@@ -138,7 +140,7 @@ def plan_finetuned(
     refuse_sealed(target)
     rows, missing = _rows(tuned, below)
     plan = Plan(
-        tuned, below, chosen, parsed, budget, carry, target, overwrite, workers, device, rows,
+        tuned, below, chosen, parsed, coder, budget, carry, target, overwrite, workers, device, rows,
         *_sorted(rows, tuned, below), missing,
     )  # fmt: skip
     atomic.check_room(target, plan.most_bytes or tuned.nbytes // 4)
@@ -199,8 +201,6 @@ def _kind(row: Row, mine: TensorInfo, base: Checkpoint) -> int:
     floats = mine.dtype in FLOATS, theirs.dtype in FLOATS
     if floats == (True, True):
         return 0 if len(mine.shape) > 1 and min(mine.shape) > 0 else 1
-    if any(floats):
-        raise UnsupportedError(f"{row.name} is {mine.dtype} in {mine.file}, {theirs.dtype} in {theirs.file}")
-    if mine.dtype != theirs.dtype:
+    if any(floats) or mine.dtype != theirs.dtype:
         raise UnsupportedError(f"{row.name} is {mine.dtype} in {mine.file}, {theirs.dtype} in {theirs.file}")
     return 2

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-import zlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,26 +12,21 @@ from typing import Any
 import numpy as np
 
 from paring import atomic
-from paring.checkpoint import Checkpoint, open_checkpoint
+from paring.checkpoint import Checkpoint, write_checked
+from paring.codecs.zigzag import steps, zigzag
 from paring.decompressing import parse_dtype
-from paring.dtypes import FLOATS, STORAGE, Stored, from_f32, itemsize
+from paring.dtypes import FLOATS, STORAGE, TORCH, Stored, cast, from_f32, itemsize
 from paring.errors import BadFileError, OptionError, UnsupportedError
 from paring.finetuned.parts import BITS, DELTA, LEVELS, SIGNS, A, B, spans, summed
 from paring.finetuned.table import FILE, Row, Table, base_digest, needed, read_table
-from paring.merging.plan import SHARD_BYTES
-from paring.merging.record import BESIDE
+from paring.merging import record
+from paring.outputs import SHARD_BYTES
 from paring.packed import Packed, open_source
 from paring.report import Report, peak_rss_bytes
 from paring.resumable import index_of, shards
-from paring.safetensors_io import raw_bytes, write_safetensors
 
 _BLOCK = 1 << 20  # entries that are added up at once
 _STEM = "model"
-
-
-def cast(stored: Stored, dtype: str, name: str) -> Stored:
-    """In another dtype, rounded once; the very tensor where it has that already."""
-    return stored if stored.dtype == dtype else from_f32(stored.f64(), dtype, name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,20 +105,15 @@ class Restored:
 
 def added(below: Stored, difference: Stored) -> Stored:
     """The tensor whose bits differ from those of ``below`` by that: zigzag, modulo the word."""
-    kind = np.dtype(f"<u{itemsize(below.dtype)}")
-    z = difference.data.reshape(below.shape)
-    step = (z >> kind.type(1)) ^ (~(z & kind.type(1)) + kind.type(1))
-    bits = np.asarray(below.data).view(kind) + step
-    return Stored(below.dtype, bits.astype(kind).view(STORAGE[below.dtype]))
+    bits = below.data.reshape(-1).view(f"<u{itemsize(below.dtype)}") + steps(difference.data.reshape(-1))
+    return Stored(below.dtype, bits.view(STORAGE[below.dtype]).reshape(below.shape))
 
 
 def difference(tuned: Stored, below: Stored) -> Stored:
     """What :func:`added` takes to come from ``below`` to ``tuned``, of one dtype."""
-    kind = np.dtype(f"<u{itemsize(tuned.dtype)}")
-    step = np.ascontiguousarray(tuned.data).view(kind) - np.ascontiguousarray(below.data).view(kind)
-    top = kind.type(8 * kind.itemsize - 1)
-    z = (step << kind.type(1)) ^ (~(step >> top) + kind.type(1))
-    return Stored(f"U{8 * kind.itemsize}", z.astype(kind))
+    kind = f"<u{itemsize(tuned.dtype)}"
+    mine, theirs = (np.ascontiguousarray(each.data).view(kind) for each in (tuned, below))
+    return Stored(f"U{8 * mine.itemsize}", zigzag(mine - theirs))
 
 
 def restore(
@@ -155,9 +143,8 @@ def restore(
         layout = [(name, dtype_, shape) for name, (dtype_, shape) in infos.items()]
 
         def write(path: Path, part: list[tuple[str, str, tuple[int, ...]]], over: bool) -> None:
-            _write(
-                path, part, lambda name: cast(source.read(name), infos[name][0], name), opened.metadata, over
-            )
+            stream = ((name, cast(source.read(name), to, name)) for name, to, _ in part)
+            write_checked(path, stream, opened.metadata, layout=part, overwrite=over)
 
         warnings: list[str] = []
         if single:
@@ -188,28 +175,6 @@ def _info(source: Restored, row: Row, wanted: str | None) -> tuple[str, tuple[in
     return (wanted if wanted and row.dtype in FLOATS else row.dtype), shape
 
 
-def _write(
-    path: Path, layout: list[tuple[str, str, tuple[int, ...]]], read: Callable[[str], Stored],
-    metadata: dict[str, str], overwrite: bool,
-) -> None:  # fmt: skip
-    """Write tensors one at a time, and read them again."""
-    sums: dict[str, int] = {}
-
-    def stream() -> Iterator[tuple[str, Stored]]:
-        for name, _, _ in layout:
-            tensor = read(name)
-            sums[name] = zlib.crc32(raw_bytes(tensor))
-            yield name, tensor
-
-    def check(partial: Path) -> None:
-        with open_checkpoint(partial) as again:
-            for name, expected in sums.items():
-                if zlib.crc32(raw_bytes(again.read(name))) != expected:
-                    raise BadFileError(f"{path}: {name} does not read back as written; is the disk sound?")
-
-    write_safetensors(path, stream(), metadata, layout=layout, overwrite=overwrite, check=check)
-
-
 def _names(opened: Packed, table: Table) -> tuple[str, ...]:
     """What a folder that is replaced may hold."""
     files = [*table.files, *(name.removeprefix(FILE) for name in opened if name.startswith(FILE))]
@@ -236,19 +201,16 @@ def _beside(opened: Packed, table: Table, base: Checkpoint, folder: Path, dtype:
     if dtype and config.exists():
         told: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
         told.pop("torch_dtype", None)
-        words = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-        config.write_text(json.dumps(told | {"dtype": words[dtype]}, indent=2) + "\n", encoding="utf-8")
+        config.write_text(json.dumps(told | {"dtype": TORCH[dtype]}, indent=2) + "\n", encoding="utf-8")
     return [f"{name} is not beside the base any more: it was not written" for name in lacking]
 
 
 def beside(checkpoint: Checkpoint) -> dict[str, Path]:
     """The configuration and tokenizer files beside a checkpoint, by their names."""
-    from fnmatch import fnmatchcase
-
     home = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     out: dict[str, Path] = {}
-    for found in sorted(home.iterdir()):
-        if any(fnmatchcase(found.name, pattern) for pattern in BESIDE) and ":" not in found.name:
+    for found in record.beside(home):
+        if ":" not in found.name:
             inside = sorted(found.iterdir()) if found.is_dir() else [found]
             out |= {str(file.relative_to(home).as_posix()): file for file in inside if file.is_file()}
     return out

@@ -7,7 +7,6 @@ thread works on some 24 bytes an entry; deltas are read again whenever they are 
 
 from __future__ import annotations
 
-import importlib
 import logging
 import time
 from collections.abc import Iterator
@@ -17,11 +16,11 @@ from typing import Any
 
 import paring
 from paring.budget import Dials, Trial, refuse
-from paring.checkpoint import digest_sorted, open_checkpoint
-from paring.dtypes import Stored, first_nonfinite
-from paring.errors import BadFileError, BadValueError, BudgetError, UnsupportedError
+from paring.checkpoint import Checkpoint, digest_sorted, open_checkpoint
+from paring.dtypes import FLOATS, Stored, refuse_nonfinite
+from paring.errors import BadFileError, BudgetError, UnsupportedError
 from paring.finetuned.coded import Coding, Fixed
-from paring.finetuned.pairs import Pairs
+from paring.finetuned.pairs import Pairs, squares
 from paring.finetuned.plan import Plan
 from paring.finetuned.restoring import Restored
 from paring.finetuned.table import KEY, Row, Table, base_digest, read_table
@@ -54,9 +53,7 @@ def run(plan: Plan, *, dry_run: bool = False) -> Report:
             )
         _log.info("decomposing %d deltas", len(changed))
         matrices = [pairs.matrix(row) for row in changed] + [pairs.matrix(row) for row in priced]
-        coder = importlib.import_module("paring.compress._deltas").Deltas(
-            matrices, plan.options["states"], plan.workers
-        )
+        coder = plan.coder(matrices, plan.workers)
         table = Table(rows, _name(plan), base_digest(plan.base, rows), fixed.same)
         facts = _facts(plan, source_digest, table)
         coding = Coding(plan, coder, pairs, [*changed, *priced], fixed, facts)
@@ -103,19 +100,17 @@ def _read(plan: Plan) -> tuple[str, frozenset[str]]:
     bases = {row.name: row.base for row in plan.rows}
     equal = set()
 
-    def sound(path: Path, name: str, stored: Stored) -> Stored:
-        if (at := first_nonfinite(stored)) is not None:
-            raise BadValueError(
-                f"{path}: {name} holds NaN or infinity (first at flat index {at}): get or train it again"
-            )
+    def sound(checkpoint: Checkpoint, name: str) -> Stored:
+        stored = checkpoint.read(name)
+        refuse_nonfinite(stored, name, checkpoint.path)
         return stored
 
     def visit() -> Iterator[tuple[str, Stored]]:
         for name in sorted(plan.tuned.tensors):
-            stored = sound(plan.tuned.path, name, plan.tuned.read(name))
+            stored = sound(plan.tuned, name)
             own = bases[name]
             if own is not None:
-                below = sound(plan.base.path, own, plan.base.read(own))
+                below = sound(plan.base, own)
                 if below.dtype == stored.dtype and below.tobytes() == stored.tobytes():
                     equal.add(name)
             yield name, stored
@@ -199,12 +194,10 @@ def error_of(restored: Restored, tuned: Any) -> float:
     """The relative error of all deltas, of the fine-tune that comes of it. Raises BadFileError where a tensor
     without numbers is another.
     """
-    from paring.finetuned.pairs import squares
-
     lost = energy = 0.0
     for row in (row for row in restored.table.rows if row.twin is None):
         mine, made = tuned.read(row.name), restored.read(row.name)
-        if row.base is None or not squares.applies(mine):
+        if row.base is None or mine.dtype not in FLOATS:
             if made.tobytes() != mine.tobytes():
                 raise BadFileError(f"{row.name} is not as it was in {tuned.path}")
             continue

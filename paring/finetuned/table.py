@@ -11,6 +11,7 @@ from paring.dtypes import STORAGE
 from paring.errors import BadFileError
 from paring.finetuned.parts import SUFFIXES
 from paring.packed import Packed
+from paring.untrusted import is_below
 
 KEY = "delta"
 #: tensors that are files beside the fine-tune, by their names
@@ -94,9 +95,9 @@ def _table(told: Mapping[str, Any], opened: Packed) -> Table:
             raise ValueError(f"{row.name!r} comes from nowhere, or from two places")
     known = {name + suffix for name in names for suffix in ("", *SUFFIXES)}
     for held in opened:
-        if held not in known and not (held.startswith(FILE) and _plain(held.removeprefix(FILE))):
+        if held not in known and not (held.startswith(FILE) and is_below(held.removeprefix(FILE))):
             raise ValueError(f"{held!r} is a part of nothing")
-    if not all(isinstance(file, str) and _plain(file) for file in files):
+    if not all(isinstance(file, str) and is_below(file) for file in files):
         raise ValueError("files")
     return Table(rows, name, sha, files)
 
@@ -108,10 +109,3 @@ def _row(name: Any, dtype: Any, *more: Any) -> Row:
     if not texts or dtype not in STORAGE or len(more) > 2 or not (twin is None or isinstance(twin, str)):
         raise ValueError(f"{name!r} is no tensor")
     return Row(name, dtype, base, twin)
-
-
-def _plain(name: str) -> bool:
-    """Whether this is a name for a file below a folder, and nowhere else."""
-    steps = name.split("/")
-    sound = all(step and step not in (".", "..") and not set(step) & set("\\\0:") for step in steps)
-    return sound and len(steps) <= 2

@@ -19,8 +19,8 @@ import numpy as np
 from paring import lowrank
 from paring.adapters.view import LowRank, Vector
 from paring.coding import Factors
-from paring.dtypes import Stored, first_nonfinite, from_f32
-from paring.errors import BadValueError, OptionError, UnsupportedError
+from paring.dtypes import Stored, from_f32, refuse_nonfinite
+from paring.errors import OptionError, UnsupportedError
 from paring.merging.chunks import on_cpu
 from paring.merging.inputs import (
     Model,
@@ -165,8 +165,7 @@ def _carried(models: Sequence[Model], policy: str) -> dict[str, Stored]:
                 f"result gets: name {some[0].path} first, or add --carried drop"
             )
         first = some[0].checkpoint.read(name)
-        if first_nonfinite(first) is not None:
-            raise BadValueError(f"{some[0].path}: {name} holds NaN or infinity: get or train it again")
+        refuse_nonfinite(first, name, some[0].path)
         for other in some[1:] if policy == "refuse" else ():
             info = other.checkpoint.tensors[name]
             if (info.dtype, info.shape) != (first.dtype, first.shape) or (

@@ -91,9 +91,7 @@ class Desk:
         """Read a span, then hand out its chunks of ``size`` entries."""
         bits = self._span(target, span)
         size = min(size, span.stop - span.start)
-        if len(self._base) < size:
-            self._vectors = np.empty((len(self._sources) - 1) * size, np.float32)
-            self._base = np.empty(size, np.float32)
+        self._room(size)
         for begin in range(0, span.stop - span.start, size):
             end = min(begin + size, span.stop - span.start)
             place = Place(target, span.index, span.start + begin)
@@ -113,6 +111,23 @@ class Desk:
             if read is not None and read[0].ctypes.data != row.ctypes.data:  # read to memory of its own
                 row[: len(read[0])] = read[0]
         return rows[first:]
+
+    def pieces(self, target: Target, index: int, starts: Sequence[int], size: int) -> F32:
+        """Vectors ``(models, k)`` of the pieces of up to ``size`` entries that begin at ``starts``."""
+        spans = [Span(index, start, min(start + size, target.numel)) for start in starts]
+        parts = [[read and (read[0].copy(), read[1]) for read in self._span(target, span)] for span in spans]
+        bits = [
+            first and (np.concatenate([read[0] for read in reads]), first[1])
+            for first, *reads in zip(parts[0], *parts, strict=True)
+        ]
+        total = sum(span.stop - span.start for span in spans)
+        self._room(total)
+        return self._chunk(Place(target, index, 0), bits, 0, total).vectors.copy()
+
+    def _room(self, size: int) -> None:
+        if len(self._base) < size:
+            self._vectors = np.empty((len(self._sources) - 1) * size, np.float32)
+            self._base = np.empty(size, np.float32)
 
     def _dtypes(self, target: Target) -> list[str | None]:
         """How each model stores a tensor; None where it has none."""
@@ -139,12 +154,9 @@ class Desk:
         base = self._widened(0, bits[0], target, begin, end, self._base[: end - begin])
         vectors = self._vectors[: n * (end - begin)].reshape(n, end - begin)
         for i in range(n):
-            row = self._widened(i + 1, bits[i + 1], target, begin, end, vectors[i])
-            if row is None:
+            less = base if self._deltas and i + 1 not in self._updates else None
+            if self._widened(i + 1, bits[i + 1], target, begin, end, vectors[i], less) is None:
                 vectors[i] = 0.0  # an update that leaves this tensor alone
-            elif self._deltas and i + 1 not in self._updates:
-                assert base is not None, "deltas of weights need a base"
-                np.subtract(row, base, out=row)
         raw = bits[0][0][begin:end] if bits[0] is not None else None
         return Chunk(place, vectors, base, raw)
 
@@ -190,10 +202,11 @@ class Desk:
         begin: int,
         end: int,
         out: F32,
+        less: F32 | None = None,
     ) -> F32 | None:
         if bits is None:
             return None
-        if not elementwise.widen(bits[0][begin:end], bits[1], out):
+        if not elementwise.widen(bits[0][begin:end], bits[1], out, less):
             raise self._broken(number, target)
         return out
 

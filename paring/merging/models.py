@@ -258,10 +258,10 @@ class Models:
         indices = np.searchsorted(ends, places, side="right")
         desk = Desk(self.sources, self.deltas, self.updates, "cpu")  # pieces are too small to send
         pieces: list[F32] = []
-        for place, index in zip(places.tolist(), indices.tolist(), strict=True):
-            start = place - int(ends[index]) + self.targets[index].numel
-            span = Span(index, start, min(start + _PIECE, self.targets[index].numel))
-            pieces += [chunk.vectors.copy() for chunk in self._chunks(desk, span)]
+        for index in np.unique(indices).tolist():
+            first = int(ends[index]) - self.targets[index].numel
+            starts = (places[indices == index] - first).tolist()
+            pieces.append(desk.pieces(self.targets[index], index, starts, _PIECE))
         return np.concatenate(pieces, axis=1)
 
     def totals(

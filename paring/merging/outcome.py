@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from paring import atomic, describing
 from paring.adapters import embedded
+from paring.adapters.peft_config import exact
 from paring.adapters.view import LowRank
-from paring.checkpoint import reads_back, write_safetensors
+from paring.checkpoint import write_checked
 from paring.decompressing import CONFIG, WEIGHTS, parse_dtype
 from paring.dtypes import Stored
 from paring.hub.reading import located
@@ -79,14 +79,12 @@ def write(
         whole |= _shaped(outcome, joint, tensors)
     recipe = outcome.request.recipe()
     metadata = record.metadata(_metadata(outcome.donor, ranks), recipe)
-
-    check = reads_back(whole.items)
     if outcome.single:
-        write_safetensors(outcome.output, whole, metadata, overwrite=outcome.overwrite, check=check)
+        write_checked(outcome.output, whole, metadata, overwrite=outcome.overwrite)
         return
     config = _config(outcome.donor, joints, ranks, outcome.request.carried == "drop")
     with atomic.atomic_folder(outcome.output, outcome.overwrite, _OURS) as folder:
-        write_safetensors(folder / WEIGHTS, whole, metadata, check=check)
+        write_checked(folder / WEIGHTS, whole, metadata)
         if config is not None:
             text = json.dumps(config, indent=2, sort_keys=True) + "\n"
             (folder / CONFIG).write_text(text, encoding="utf-8")
@@ -150,7 +148,8 @@ def _config(
     if not lowrank:
         return config
     common = Counter(ranks[joint.name] for joint in lowrank).most_common(1)[0][0]
-    pattern = {re.escape(j.name): ranks[j.name] for j in lowrank if ranks[j.name] != common}
+    names = [joint.name for joint in lowrank]
+    pattern = {exact(name, names): ranks[name] for name in names if ranks[name] != common}
     config |= {"r": common, "lora_alpha": common, "use_rslora": False}
     config |= {"rank_pattern": pattern, "alpha_pattern": dict(pattern)}
     own = {module.name for module in donor.adapter.modules}

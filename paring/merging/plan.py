@@ -18,11 +18,9 @@ from paring.merging.models import Target
 from paring.merging.sources import Entry
 from paring.merging.vocabularies.vocabulary import Vocabulary
 from paring.merging.weights import Weighting
+from paring.pruning.masks import MaskFile
 from paring.registry import Method
 from paring.resumable import Shard
-
-#: default size of an output file, in bytes: the Hub's habit
-SHARD_BYTES = 5_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +65,10 @@ class MergePlan:
     config: dict[str, Any] = field(default_factory=dict)
     #: with ``--tokenizer``, what the rows of embeddings stand for
     vocabulary: Vocabulary | None = None
+    #: whether zeros of the base stay zeros, and how: ``mask`` or ``scale``
+    keep_mask: str | None = None
+    #: with ``--mask``, what stays
+    mask: MaskFile | None = None
 
     @property
     def donor(self) -> Model:

@@ -15,15 +15,18 @@ from paring.errors import OptionError, OutputError, UnsupportedError
 from paring.merging import configs
 from paring.merging import layers as numbered
 from paring.merging.inputs import Model, assumed_scales, different_bases, full_tensors, refuse_kinds
+from paring.merging.keeping import refuse_options
 from paring.merging.models import Mix, Models, Target
 from paring.merging.modules import weight_names
-from paring.merging.plan import SHARD_BYTES, Copied, MergePlan, align, layout
+from paring.merging.plan import Copied, MergePlan, align, layout
 from paring.merging.sources import Entry
 from paring.merging.tasks import Tasks, entries_of, packs
 from paring.merging.vocabularies.vocabulary import choose
 from paring.merging.weights import Weight, Weighting, layers_in, parse
+from paring.outputs import SHARD_BYTES
 from paring.packed import Packed
 from paring.plan import refuse_sealed, thread_count
+from paring.pruning.masks import MaskFile
 from paring.registry import Method
 from paring.resumable import shards
 
@@ -54,6 +57,10 @@ class Request:
     tail: str | None = None
     #: recipes of intermediate results, by the names that ``models`` and ``base`` may use
     stages: Mapping[str, Mapping[str, Any]] | None = None
+    #: how zeros of the base stay zeros: ``mask`` or ``scale`` (:mod:`.keeping`)
+    keep_mask: str | None = None
+    #: what of the result stays; the rest is set to zero
+    mask: str | None = None
 
     def recipe(self) -> dict[str, Any]:
         """As JSON; what was left out is left out."""
@@ -83,6 +90,7 @@ def check(request: Request) -> tuple[Method, dict[str, Any]]:
         if not 0 <= model < len(request.models):
             raise OptionError(f"weight of {pattern}: of model {model}, and there are {len(request.models)}")
     _check_layers(request, method)
+    refuse_options(request.keep_mask, request)
     weights = parse(request.weights, len(request.models), 1.0)
     _try(method, options, Weighting(weights, tuple(request.patterns)))
     return method, options
@@ -133,6 +141,7 @@ def plan_checkpoint(
     *,
     overwrite: bool = False,
     threads: int | None = None,
+    mask: MaskFile | None = None,
 ) -> MergePlan:
     """The plan of a merge whose result is a checkpoint. No tensor is read."""
     method, options = check(request)
@@ -141,8 +150,14 @@ def plan_checkpoint(
         raise UnsupportedError("only adapters and no base to put them in: this is no merge of checkpoints")
     # an adapter is an update of the base, so with one among them all models are seen as updates
     deltas = method.sees != "weights" or any(model.updates for model in models)
+    if request.keep_mask == "scale":
+        _refuse_derived(models)
+    if request.keep_mask is not None and not deltas:
+        raise OptionError(f"--keep-mask {request.keep_mask}: {method.name} merges weights, not deltas")
     if deltas and base is None:
         raise OptionError(f"{method.name} works on deltas: add --base, the model that these were tuned from")
+    if request.keep_mask is not None and packs(Path(output)):
+        raise OptionError(f"--keep-mask {request.keep_mask}: not for a packed file of several tasks")
     stacked = method.name == "passthrough"
     warnings = [] if stacked else [*alike(opened), *different_bases(models), *assumed_scales(models)]
     warnings += _left_out(models, request.carried)
@@ -180,6 +195,8 @@ def plan_checkpoint(
     target = Path(output)
     single = target.suffix == ".safetensors"
     refuse_pack(target, method)
+    if mask is not None:
+        _refuse_mask(mask, target, targets, copied)
     if single and vocabulary and vocabulary.added:
         raise OptionError("--tokenizer union makes a tokenizer: name a folder with -o, not a file")
     recipe = request.recipe()
@@ -191,7 +208,16 @@ def plan_checkpoint(
         method, options, opened, deltas, weighting, request.scale, targets, copied, target, single, files,
         overwrite, thread_count(threads), recipe, [*warnings, *more],
         configs.joined(choice.config if choice else {}, vocabulary.config if vocabulary else {}), vocabulary,
+        request.keep_mask, mask,
     )  # fmt: skip
+
+
+def _refuse_mask(mask: MaskFile, output: Path, targets: Sequence[Target], copied: Sequence[Copied]) -> None:
+    """Raise BadFileError for another model's mask, OptionError where there is no model to mask."""
+    if packs(output):
+        raise OptionError("--mask is for a merged checkpoint, not for packed tasks")
+    shapes = {target.name: target.shape for target in targets}
+    mask.refuse_other(shapes | {copy.name: copy.entry.shape for copy in copied}, output)
 
 
 def _entries(model: Model, base: Mapping[str, Entry], carried: str) -> dict[str, Entry]:
@@ -211,6 +237,15 @@ def _entries(model: Model, base: Mapping[str, Entry], carried: str) -> dict[str,
             f"{model.path}: {along[0]} is a full tensor and no factor; --carried drop leaves it out"
         )
     return {name: Entry(base[name].shape, "F32") for name in weight_names(model.adapter, base).values()}
+
+
+def _refuse_derived(models: Sequence[Model]) -> None:
+    """Only a plain pair of factors is a product that weights can be multiplied by."""
+    for model in models:
+        derived = next((m for m in model.adapter.modules if m.derived), None) if model.adapter else None
+        if derived is not None or model.adapter is None:
+            what = f"module {derived.name} is no plain pair of factors" if derived else "it is no adapter"
+            raise UnsupportedError(f"{model.path}: {what}: --keep-mask scale takes ScaleLoRA adapters")
 
 
 def _left_out(models: Sequence[Model], carried: str) -> list[str]:

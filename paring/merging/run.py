@@ -6,9 +6,9 @@ import hashlib
 import json
 import logging
 import time
-from collections import Counter
-from collections.abc import Sequence
-from fnmatch import fnmatchcase
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,23 +16,24 @@ import numpy as np
 import numpy.typing as npt
 
 from paring import atomic, describing
-from paring.dtypes import Stored, itemsize, numel
+from paring.dtypes import TORCH, Stored, itemsize, numel
 from paring.errors import UnsupportedError
 from paring.merging import record, tasks
+from paring.merging.keeping import Tally, refuse_products, tally_of, totals
 from paring.merging.models import Mix, Models, Result
 from paring.merging.modules import turned, weight_names
 from paring.merging.plan import Copied, MergePlan
-from paring.merging.sources import Entry, Source, Updates, Weights
+from paring.merging.sources import Entry, Source, Updates, Weights, state_of
 from paring.merging.tasks import Tasks, TaskUpdates, packs
 from paring.merging.vocabularies import files as vocabulary_files
 from paring.merging.writing import Writer
+from paring.outputs import write_index
 from paring.packed import Packed
 from paring.plan import stem
-from paring.report import CarriedReport, Report, peak_rss_bytes
-from paring.resumable import Staging, index_of, staged
+from paring.report import CarriedReport, KeptReport, Report, SparseMerge, peak_rss_bytes
+from paring.resumable import Staging, staged
 
 _log = logging.getLogger("paring")
-_TORCH = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def run(
@@ -50,9 +51,10 @@ def run(
     """
     started = time.perf_counter()
     if dry_run:
-        return _report(plan, started, 0, device, dry_run=True)
+        return _report(plan, started, {}, device, dry_run=True)
     if not plan.single:  # what writing would refuse, before anything is read or downloaded
-        atomic.refuse_folder(atomic.target_of(plan.output), plan.overwrite, _replaceable(plan))
+        own = record.replaceable(plan.output, plan.single)
+        atomic.refuse_folder(atomic.target_of(plan.output), plan.overwrite, own)
     for model in plan.models:
         if model is not None:
             model.checkpoint.fetch()
@@ -60,14 +62,14 @@ def run(
     try:
         models.fit(memory)
         if packs(plan.output):
-            return _report(plan, started, 0, device, nbytes=_write_tasks(plan, models))
+            return _report(plan, started, {}, device, nbytes=_write_tasks(plan, models))
         with staged(
             plan.output,
             plan.files,
             fingerprint(plan, device),
             single=plan.single,
             overwrite=plan.overwrite,
-            replaceable=_replaceable(plan),
+            replaceable=record.replaceable(plan.output, plan.single),
             threads=plan.threads,
         ) as staging:
             if staging.done:
@@ -75,15 +77,17 @@ def run(
             for copy in plan.copied:
                 if copy.name not in staging.done:
                     bits = _copied(copy, models.sources)
+                    if plan.mask is not None:
+                        plan.mask.apply(copy.name, 0, bits := bits.copy())
                     staging.complete(copy.name, staging.write(copy.name, 0, bits))
             _merge(plan, models, staging)
-            unmoved = sum(noted for _, noted in staging.done.values())
+            tallies = {target.name: tally_of(staging.done[target.name][1]) for target in plan.targets}
             if not plan.single:
-                _beside(plan, staging.folder, unmoved)
+                _beside(plan, staging.folder, totals(list(tallies.values())).lost)
             models.close()  # before the result takes its name: what has changed meanwhile is refused
     finally:
         models.close()
-    return _report(plan, started, unmoved, models.device)
+    return _report(plan, started, tallies, models.device)
 
 
 def open_models(plan: MergePlan, known: dict[Any, Any], device: str) -> Models:
@@ -98,9 +102,12 @@ def open_models(plan: MergePlan, known: dict[Any, Any], device: str) -> Models:
             sources.append(TaskUpdates(cast(Packed, model.checkpoint), model.task))
         elif model.adapter is not None:
             names = weight_names(model.adapter, entries)
-            sources.append(Updates(model.adapter, names, turned(model.adapter, names, entries)))
+            sides, scaled = turned(model.adapter, names, entries), plan.keep_mask != "scale"
+            sources.append(Updates(model.adapter, names, sides, scaled))
         else:
             sources.append(Weights(model.checkpoint))
+    if plan.keep_mask == "scale":
+        refuse_products(sources)
     updates = frozenset(i for i, source in enumerate(sources) if isinstance(source, Updates | TaskUpdates))
     if plan.vocabulary is not None:
         sources = plan.vocabulary.wrap(sources, plan.targets)
@@ -119,23 +126,11 @@ def fingerprint(plan: MergePlan, device: str) -> str:
     told: list[Any] = [plan.recipe, plan.options, str(plan.method.name), device]
     if plan.vocabulary is not None:
         told.append(plan.vocabulary.digest())
+    if plan.mask is not None:
+        told += state_of(plan.mask.checkpoint)
     for model in plan.models:
-        for file in model.checkpoint.inputs if model is not None else ():
-            status = file.stat()
-            told.append([file.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino])
-        if model is not None:
-            tensors = model.checkpoint.tensors.values()
-            told.append([[info.name, info.dtype, info.shape, info.start] for info in tensors])
+        told += state_of(model.checkpoint) if model is not None else ()
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _replaceable(plan: MergePlan) -> list[str] | None:
-    """What a folder may hold to be replaced: a merge's own files, of whatever number of shards."""
-    if plan.single or not plan.output.is_dir():
-        return None
-    ours = (*record.BESIDE, "model*.safetensors", "model.safetensors.index.json", "README.md")
-    found = (path for path in plan.output.iterdir() if any(fnmatchcase(path.name, some) for some in ours))
-    return [path.name + "/" * path.is_dir() for path in found]
 
 
 def _copied(copy: Copied, sources: Sequence[Source | None]) -> npt.NDArray[Any]:
@@ -183,19 +178,21 @@ def _merge(plan: MergePlan, models: Models, staging: Staging) -> None:
     spans = models.spans(todo)
     left = Counter(span.index for span in spans)
     sums: Counter[int] = Counter()
-    lost: Counter[int] = Counter()
+    lost: defaultdict[int, Tally] = defaultdict(Tally)
     for index in todo:
         if not left[index]:
             staging.complete(plan.targets[index].name, 0)  # no entries
     found = models.visit(writer.span, spans, whole=writer.whole(models))
     merged = zip(spans, found, strict=True)
-    for number, (span, (checksum, unmoved)) in enumerate(merged, 1):
+    for number, (span, (checksum, tally)) in enumerate(merged, 1):
         sums[span.index] += checksum
-        lost[span.index] += unmoved
+        lost[span.index] += tally
         left[span.index] -= 1
         if not left[span.index]:
             name = plan.targets[span.index].name
-            staging.complete(name, sums[span.index] % 2**64, lost[span.index])
+            told = lost[span.index]
+            noted = told.lost if plan.keep_mask is None else told.told()
+            staging.complete(name, sums[span.index] % 2**64, noted)
             _log.info("merging: %d of %d parts", number, len(spans))
 
 
@@ -204,12 +201,10 @@ def _beside(plan: MergePlan, folder: Path, unmoved: int) -> None:
     if plan.donor.folder.is_dir() and plan.donor.path.is_dir():
         dtype = plan.recipe.get("dtype")
         code = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "bf16": "BF16"}.get(str(dtype))
-        record.copy_beside(plan.donor.folder, folder, _TORCH.get(code or ""), plan.config)
+        record.copy_beside(plan.donor.folder, folder, TORCH.get(code or ""), plan.config)
     if plan.vocabulary is not None:
         vocabulary_files.write(plan.vocabulary, folder)
-    if len(plan.files) > 1:
-        index = json.dumps(index_of(plan.files), indent=2) + "\n"
-        (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+    write_index(plan.files, folder)
     facts = [
         ("tensors merged", f"{len(plan.targets):,}"),
         ("carried unchanged", f"{len(plan.copied):,}"),
@@ -227,20 +222,26 @@ def _beside(plan: MergePlan, folder: Path, unmoved: int) -> None:
 def _report(
     plan: MergePlan,
     started: float,
-    unmoved: int,
+    tallies: Mapping[str, Tally],
     device: str,
     *,
     dry_run: bool = False,
     nbytes: int | None = None,
 ) -> Report:
-    warnings = list(plan.warnings)
-    if unmoved:
+    warnings, whole = list(plan.warnings), totals(list(tallies.values()))
+    unmoved = whole.lost
+    if unmoved and plan.keep_mask is None:
         total = sum(target.numel for target in plan.targets)
         warnings.append(
             f"{unmoved:,} of {total:,} updates ({unmoved / total:.1%}) were lost in rounding to "
             f"{plan.targets[0].dtype}; --dtype fp32 keeps them"
         )
-    return Report(
+    made: Callable[..., Report] = Report
+    if plan.keep_mask is not None and tallies:
+        made = partial(SparseMerge, **_kept(plan, tallies))
+        if not whole.zeros:
+            warnings.append(f"{plan.donor.path} has no zeros among what changes: there is no mask to keep")
+    return made(
         command="merge",
         inputs=[str(model.path) for model in plan.models if model is not None],
         output=str(plan.output),
@@ -260,3 +261,18 @@ def _report(
         device=device,
         dry_run=dry_run or None,
     )
+
+
+def _kept(plan: MergePlan, tallies: Mapping[str, Tally]) -> dict[str, Any]:
+    """What keeping the base's zeros cost, by tensor and in all."""
+    rows = []
+    for target in plan.targets:
+        own, n = tallies[target.name], target.numel
+        rows.append(
+            KeptReport(target.name, target.shape, own.zeros / max(1, n), own.share, own.updates, own.lost)
+        )
+    whole, n = totals(list(tallies.values())), sum(target.numel for target in plan.targets)
+    return {
+        "kept": rows, "sparsity": whole.zeros / max(1, n), "discarded": whole.share,
+        "updates": whole.updates, "updates_lost": whole.lost,
+    }  # fmt: skip

@@ -13,6 +13,7 @@ from paring.merging import adapters, run
 from paring.merging.inputs import open_model
 from paring.merging.planning import Request, plan_checkpoint
 from paring.merging.tasks import packs
+from paring.pruning.masks import open_mask
 from paring.report import Report
 
 
@@ -41,13 +42,22 @@ def merge_one(request: Request, output: Path, how: How, places: Mapping[str, str
         for model in models:
             atomic.refuse_same_file(output, [model.path, *model.checkpoint.inputs])
         if all(model.adapter is not None for model in models) and request.into is None:
+            if request.keep_mask is not None:
+                raise OptionError(f"--keep-mask {request.keep_mask}: adapters are folded in with --into BASE")
+            if request.mask is not None:
+                raise OptionError("--mask is for merged checkpoints, and these are adapters: add --into BASE")
             if packs(output):
                 raise OptionError(f"-o {output}: tasks of adapters are packed with --into BASE only")
             return adapters.merge(
                 request, models, output, overwrite=how.overwrite, dry_run=how.dry_run, threads=how.threads,
                 known=how.known, device=how.device,
             )  # fmt: skip
-        plan = plan_checkpoint(request, models, base, output, overwrite=how.overwrite, threads=how.threads)
+        mask = None if request.mask is None else open_mask(places.get(request.mask, request.mask))
+        if mask is not None:
+            atomic.refuse_same_file(output, [mask.path])
+        plan = plan_checkpoint(
+            request, models, base, output, overwrite=how.overwrite, threads=how.threads, mask=mask
+        )
         return run.run(plan, dry_run=how.dry_run, memory=how.memory, known=how.known, device=how.device)
     finally:
         for model in (*models, *([base] if base else [])):

@@ -60,27 +60,32 @@ class Weights:
         self.tensors: Mapping[str, Entry] = {
             name: Entry(info.shape, info.dtype) for name, info in checkpoint.tensors.items()
         }
-        self._plain = type(checkpoint) is Checkpoint  # what is decoded or expanded has no bytes to read
+        plain = type(checkpoint) is Checkpoint  # what is decoded or expanded has no bytes to read
+        #: tensors that are bytes in a file: where, and their dtype
+        self._stored = {
+            name: (info.file, info.start, itemsize(info.dtype), STORAGE[info.dtype])
+            for name, info in checkpoint.tensors.items()
+            if plain and info.file.suffix not in SUFFIXES
+        }
         self._open: dict[Path, int] = {}
         self._lock = threading.Lock()
         self._last: tuple[str, Bits] | None = None
 
     def read(self, name: str, start: int, stop: int, buffer: npt.NDArray[np.uint8]) -> Bits:
         self.checkpoint.fetch()
-        info = self.checkpoint.tensors[name]
-        if not self._plain or info.file.suffix in SUFFIXES:
+        if name not in self._stored:
             return self._whole(name)[start:stop]
-        size = itemsize(info.dtype)
+        file, at, size, storage = self._stored[name]
         raw = buffer[: (stop - start) * size]
         if len(raw) < (stop - start) * size:
             raw = np.empty((stop - start) * size, np.uint8)
-        descriptor, done = self._descriptor(info.file), 0
+        descriptor, done = self._open.get(file) or self._descriptor(file), 0
         while done < len(raw):
-            count = os.preadv(descriptor, [raw[done:].data], info.start + start * size + done)
+            count = os.preadv(descriptor, [raw[done:].data], at + start * size + done)
             if not count:
-                raise BadFileError(f"{info.file} was changed after it was opened: run the command again")
+                raise BadFileError(f"{file} was changed after it was opened: run the command again")
             done += count
-        return raw.view(STORAGE[info.dtype])
+        return raw.view(storage)
 
     def _whole(self, name: str) -> Bits:
         """A tensor of a packed or PyTorch file, flat; the last one is kept for its next span."""
@@ -116,12 +121,13 @@ class Updates:
 
     Tensors are named by ``names`` (module -> name of its weight, stored as (in, out) for the modules in
     ``turned``); an (IA)^3 vector is the update ``l - 1`` of shape (1, n). Products are made of whole rows, as
-    many as the span touches, one matrix product each.
+    many as the span touches, one matrix product each. With ``scaled`` off the scale is left out of them.
     """
 
     def __init__(
-        self, adapter: Adapter, names: Mapping[str, str], turned: frozenset[str] = frozenset()
-    ) -> None:
+        self, adapter: Adapter, names: Mapping[str, str], turned: frozenset[str] = frozenset(),
+        scaled: bool = True,
+    ) -> None:  # fmt: skip
         self.adapter, self.path = adapter, adapter.checkpoint.path
         found = read_factors(adapter)
         for f in found:
@@ -134,12 +140,20 @@ class Updates:
         for name, f in self.modules.items():
             left, right = (f.A.T, f.B.T) if f.name in turned else (f.B, f.A)
             self._products[name] = (
-                np.ascontiguousarray(left * np.float32(f.scale)),
+                np.ascontiguousarray(left * np.float32(f.scale if scaled else 1.0)),
                 np.ascontiguousarray(right),
             )
         self.tensors: Mapping[str, Entry] = {
             name: Entry((len(left), right.shape[1]), "F32") for name, (left, right) in self._products.items()
         }
+
+    def mean(self) -> float:
+        """The mean entry of all products."""
+        total = sum(
+            float(left.sum(axis=0, dtype=np.float64) @ right.sum(axis=1, dtype=np.float64))
+            for left, right in self._products.values()
+        )
+        return total / max(1, sum(entry.numel for entry in self.tensors.values()))
 
     def read(self, name: str, start: int, stop: int, buffer: npt.NDArray[np.uint8]) -> Bits:
         left, right = self._products[name]
@@ -150,3 +164,13 @@ class Updates:
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+def state_of(checkpoint: Checkpoint) -> list[Any]:
+    """What tells the files of a checkpoint from others: name, size, times and header of each, as JSON."""
+    told: list[Any] = []
+    for file in checkpoint.inputs:
+        status = file.stat()
+        told.append([file.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino])
+    tensors = checkpoint.tensors.values()
+    return [*told, [[info.name, info.dtype, info.shape, info.start] for info in tensors]]

@@ -34,7 +34,9 @@ def merge(
     _, options = check(request)
     request, places = placed(request, places or {})
     request = replace(request, options=options)  # as they were, whatever later defaults are
-    device = _device(request.method, pick(device))
+    if request.keep_mask is not None and device not in ("auto", "cpu"):
+        raise UnsupportedError(f"--device {device}: --keep-mask works on the CPU only; leave --device out")
+    device = "cpu" if request.keep_mask is not None else _device(request.method, pick(device))
     if request.base is not None and request.into is not None:
         raise OptionError("--base and --into both name the base: give one of them")
     how = How(overwrite, dry_run, threads, memory, device=device)

@@ -13,6 +13,7 @@ from paring.dtypes import STORAGE, itemsize
 from paring.errors import BadValueError
 from paring.kernels import elementwise, merging
 from paring.merging.chunks import Chunk, Desk, Span, Target
+from paring.merging.keeping import Tally, applied
 from paring.merging.models import Mix, Models, Result
 from paring.merging.plan import MergePlan
 from paring.resumable import Staging
@@ -25,9 +26,9 @@ class Writer:
         self._plan, self._rule, self._staging = plan, rule, staging
         self._local = threading.local()
 
-    def span(self, chunks: Iterator[Chunk]) -> tuple[int, int]:
-        """Merge and write one span; its checksum, and how many updates rounding has lost."""
-        start, end, lost = None, 0, 0
+    def span(self, chunks: Iterator[Chunk]) -> tuple[int, Tally]:
+        """Merge and write one span; its checksum, and what was lost."""
+        start, end, lost = None, 0, Tally()
         target: Target | None = None
         out: npt.NDArray[Any] = np.empty(0)
         for chunk in chunks:
@@ -44,16 +45,18 @@ class Writer:
             end += k
         assert target is not None and start is not None, "a span has chunks"
         self._local.out = out.view(np.uint8)
-        return self._staging.write(target.name, start, out[:end]), lost
+        return self._write(target, start, out[:end]), lost
 
-    def whole(self, models: Models) -> Callable[[Desk, Span], tuple[int, int] | None] | None:
+    def whole(self, models: Models) -> Callable[[Desk, Span], tuple[int, Tally] | None] | None:
         """As :meth:`span`, from bits to bits, without chunks of fp32; only for sums of bf16 on the CPU."""
         rule, deltas, scale = self._rule, self._plan.deltas, self._plan.scale
         based = models.sources[0] is not None
         if not isinstance(rule, Mix) or models.device != "cpu" or models.updates or based != deltas:
             return None
+        if self._plan.keep_mask is not None:
+            return None
 
-        def mix(desk: Desk, span: Span) -> tuple[int, int] | None:
+        def mix(desk: Desk, span: Span) -> tuple[int, Tally] | None:
             target, n = self._plan.targets[span.index], span.stop - span.start
             rows = desk.rows(target, span) if target.dtype == "BF16" else None
             if rows is None:
@@ -66,27 +69,37 @@ class Writer:
             lost = merging.mix(rows, n, deltas, weights, scale if deltas else 1.0, out[:n])
             if lost < 0:
                 return None  # chunks tell what is wrong, and where
-            return self._staging.write(target.name, span.start, out[:n]), lost
+            return self._write(target, span.start, out[:n]), Tally(lost)
 
         return mix
+
+    def _write(self, target: Target, start: int, out: npt.NDArray[Any]) -> int:
+        if self._plan.mask is not None:
+            self._plan.mask.apply(target.name, start, out)
+        return self._staging.write(target.name, start, out)
 
     def _buffer(self, target: Target) -> npt.NDArray[Any]:
         held: npt.NDArray[np.uint8] = getattr(self._local, "out", np.empty(0, np.uint8))
         size = itemsize(target.dtype)
         return held[: len(held) // size * size].view(STORAGE[target.dtype])
 
-    def _chunk(self, chunk: Chunk, target: Target, out: npt.NDArray[Any]) -> int:
+    def _chunk(self, chunk: Chunk, target: Target, out: npt.NDArray[Any]) -> Tally:
         merged = self._rule.chunk(chunk.vectors, chunk.place)
         if not self._plan.deltas:
             self._narrow(merged, target, out)
-            return 0
+            return Tally()
         if self._plan.scale != 1:
             merged = merged * self._plan.scale
         assert chunk.base is not None and chunk.base_bits is not None
-        self._narrow(merged + chunk.base, target, out)
-        if out.dtype != chunk.base_bits.dtype or itemsize(target.dtype) > 2:
-            return 0
-        return elementwise.unmoved(merged, chunk.base_bits, out)
+        tally, keep = Tally(), self._plan.keep_mask
+        if keep is None:
+            values = merged + chunk.base
+        else:
+            values, merged, tally = applied(keep, merged, chunk.base)
+        self._narrow(values, target, out)
+        if out.dtype != chunk.base_bits.dtype or (keep is None and itemsize(target.dtype) > 2):
+            return tally
+        return tally + Tally(elementwise.unmoved(merged, chunk.base_bits, out))
 
     def _narrow(self, values: merging.F32, target: Target, out: npt.NDArray[Any]) -> None:
         if not elementwise.narrow(values, target.dtype, out):

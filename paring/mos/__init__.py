@@ -9,3 +9,6 @@ trained is the pools: as many parameters as ordinary LoRA of rank ``e`` has, wha
 an ordinary adapter, :mod:`.convert` goes to and from PEFT's folders. :mod:`.training` attaches the torch
 modules of :mod:`.layer` to a model, trains and saves.
 """
+
+#: what the metadata of a compact file says of its format
+FORMAT = "paring-mos"

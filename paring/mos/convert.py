@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from paring import adapters
+from paring.adapters.naming import natural
 from paring.adapters.view import Adapter
 from paring.atomic import atomic_folder, refuse_same_file
-from paring.checkpoint import open_checkpoint, reads_back
-from paring.dtypes import Stored, from_f32
+from paring.checkpoint import open_checkpoint, write_checked
+from paring.dtypes import Stored, cast
 from paring.errors import OptionError, UnsupportedError
-from paring.mos.file import MosFile, open_mos, peft_config, write_mos
+from paring.mos.file import open_mos, peft_config, write_mos
 from paring.mos.pools import Layout, fold, projections
 from paring.mos.routing import FACTORS, Factor, Sizes
-from paring.safetensors_io import write_safetensors
 
 _FOLDER = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 
@@ -37,10 +36,8 @@ def expand_file(
     refuse_same_file(output, container.files)
     with open_mos(container) as opened, atomic_folder(output, overwrite, _FOLDER) as folder:
         layout = [(name, dtype or info.dtype, info.shape) for name, info in opened.tensors.items()]
-        write_safetensors(
-            folder / "adapter_model.safetensors", _rounded(opened, dtype), {"format": "pt"},
-            layout=layout, check=reads_back(lambda: _rounded(opened, dtype)),
-        )  # fmt: skip
+        stream = ((name, cast(opened.read(name), to, name)) for name, to, _ in layout)
+        write_checked(folder / "adapter_model.safetensors", stream, {"format": "pt"}, layout=layout)
         text = json.dumps(peft_config(opened.layout, opened.base), indent=2, sort_keys=True) + "\n"
         (folder / "adapter_config.json").write_text(text, encoding="utf-8")
 
@@ -67,7 +64,7 @@ def fold_file(
         alpha = _alpha(adapter, sizes)
         names = {module.name: (module.a, module.b) for module in adapter.modules}
         shapes = {module.name: (module.n_out, module.n_in) for module in adapter.modules}
-        types = projections((name, shapes[name]) for name in sorted(names, key=_natural))
+        types = projections((name, shapes[name]) for name in sorted(names, key=natural))
         layout = Layout(sizes, alpha, types, seed, indices)
         pools: dict[tuple[str, Factor], Stored] = {}
         for each in types:
@@ -79,12 +76,6 @@ def fold_file(
                 pools[each.name, factor] = Stored(stored[0].dtype, pool)
         write_mos(output, layout, pools, base=adapter.base, overwrite=overwrite)
     return layout
-
-
-def _rounded(opened: MosFile, dtype: str | None) -> Iterator[tuple[str, Stored]]:
-    for name in opened:
-        tensor = opened.read(name)
-        yield name, tensor if dtype in (None, tensor.dtype) else from_f32(tensor.f32(), dtype, name)
 
 
 def _alpha(adapter: Adapter, sizes: Sizes) -> float:
@@ -111,8 +102,3 @@ def _alpha(adapter: Adapter, sizes: Sizes) -> float:
     if isinstance(stated, int | float) and stated / sizes.r == scale:
         return stated
     return scale * sizes.r
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that puts layer 10 after layer 9, as the model has them; files have them by letters."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

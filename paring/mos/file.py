@@ -29,15 +29,16 @@ from typing import Any
 
 import numpy as np
 
-from paring.checkpoint import Checkpoint, TensorInfo, reads_back
+from paring.checkpoint import Checkpoint, TensorInfo, write_checked
 from paring.dtypes import FLOATS, STORAGE, Array, Stored, first_nonfinite, itemsize
 from paring.errors import BadFileError, BadValueError, OptionError, UnsupportedError
+from paring.mos import FORMAT
 from paring.mos.pools import Layout, Projection, expand
 from paring.mos.routing import FACTORS, Factor, Sizes, index_dtype
-from paring.safetensors_io import raw_bytes, write_safetensors
+from paring.safetensors_io import raw_bytes
 from paring.untrusted import parse_json
 
-FORMAT, VERSION = "paring-mos", "1"
+VERSION = "1"
 _KEPT = 14  # pools: two of each of the seven types of a LLaMA, which are all of them
 
 #: (projection type, factor) -> its pool, (shards, width)
@@ -130,10 +131,10 @@ def write_mos(
         "crc": {name: zlib.crc32(raw_bytes(tensor)) for name, tensor in sorted(tensors.items())},
     }  # fmt: skip
     told = json.dumps(facts, ensure_ascii=False, separators=(",", ":"))
-    write_safetensors(
+    write_checked(
         path, tensors,
         {"format": FORMAT, "version": VERSION, "mos": told, "crc": str(zlib.crc32(told.encode()))},
-        overwrite=overwrite, check=reads_back(tensors.items),
+        overwrite=overwrite,
     )  # fmt: skip
 
 

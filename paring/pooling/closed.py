@@ -78,12 +78,11 @@ class Turned:
         side = 0 if is_a else 1
         shape, dtype = self.factors.shapes[side], self.factors.dtypes[side]
         layout: Layout = "rows" if is_a else "columns"
-        left = trellis.item(shape, layout, coded)
         if self.base is None:
             k, classes, scales, _ = coded
-            return Levels(shape, layout, trellis.bits, classes, scales, k) if left is None else left
+            return Levels(shape, layout, trellis.bits, classes, scales, k)
         number, base = (self.base.number_a, self.base.a) if is_a else (self.base.number_b, self.base.b)
-        return Difference(shape, dtype, layout, number, base, mix, left)
+        return Difference(shape, dtype, layout, number, base, mix, trellis.item(shape, layout, coded))
 
 
 def _scaled(fitted: F64, base: F64 | None) -> tuple[F64 | None, F64]:
@@ -115,10 +114,11 @@ def turn(factors: Factors, base: Base | None, by_b: bool) -> Turned | None:
         ):
             return None
     ortho, lower = np.linalg.qr(ours[0].T)  # ours[0] = lower.T @ ortho.T
-    H = np.diag(np.linalg.norm(ours[0], axis=1) + 1e-300) if theirs[0] is None else theirs[0] @ ortho
     if theirs[0] is None:
-        u, s, v = np.linalg.svd(lower.T)
+        _, s, v = np.linalg.svd(lower.T)
         H = (s + 1e-300)[:, None] ** 0.5 * v  # rows as orthogonal as can be
+    else:
+        H = theirs[0] @ ortho
     if H.shape[0] != H.shape[1]:
         return None
     u, s, v = np.linalg.svd(H)
@@ -126,6 +126,7 @@ def turn(factors: Factors, base: Base | None, by_b: bool) -> Turned | None:
     s = np.where(strong, s, s[strong].mean() if strong.any() else 1.0)
     H = (u * s) @ v
     back = (u / s) @ v  # the inverse of H, transposed
-    first = _Side(H @ ortho.T, theirs[0])
-    second = _Side(back @ (lower @ ours[1]), theirs[1])
+    spare = ((0, len(A) - len(H)), (0, 0))  # of more ranks than the first side has entries, the last are zero
+    first = _Side(np.pad(H @ ortho.T, spare), theirs[0])
+    second = _Side(np.pad(back @ (lower @ ours[1]), spare), theirs[1])
     return Turned(factors, base, first, second, by_b)

@@ -105,7 +105,7 @@ def _measured(lines: Sequence[Lines], own: Sequence[Part], found: Found, dtype: 
     again = shards.decode(raw, shapes, [dtype] * len(members), known=known)
     if any(a.tobytes() != part.tensor.tobytes() for a, part in zip(again, members, strict=True)):
         return None
-    plain = sizes([(_spec(part), part.tensor) for part in members])
+    plain = sizes([(part.spec, part.tensor) for part in members])
     more = sizes([(Spec("/", dtype, pool.shape), pool)]) if len(pool.data) else 0
     return Pooled(members, found, owned, dtype, plain, len(raw) + more + 24)
 
@@ -120,10 +120,6 @@ def gathers(
         Gather(part.tensor, part.layout, pool, index, moves)
         for part, index, moves in zip(parts, found.index, found.moves, strict=True)
     ]
-
-
-def _spec(part: Part) -> Spec:
-    return Spec(part.name, part.tensor.dtype, part.tensor.shape)
 
 
 def repeat(part: Part, held: Held) -> Gather:
@@ -152,33 +148,33 @@ def differences(
             made = _difference(part, number, held.tensors[number], stages.depth[number])
             if made is None:
                 continue
-            before = sizes([(_spec(part), part.tensor)])
-            after = sizes([(_spec(part), made)])
+            before = sizes([(part.spec, part.tensor)])
+            item, after = made
             if after < before:
-                found[b] = made
+                found[b] = item
                 less, alone = less + after, alone + before
     return found, less, alone
 
 
-def _difference(part: Part, number: int, base: Stored, depth: int) -> Difference | None:
-    """The smallest exact difference of a part from a tensor of the file, None for no hope."""
+def _difference(part: Part, number: int, base: Stored, depth: int) -> tuple[Difference, int] | None:
+    """The smallest exact difference of a part from a tensor of the file, and its bytes; None for no hope."""
     if depth >= MOST_DEPTH or not is_float(part.tensor) or not is_float(base) or not part.tensor.numel:
         return None
     other = Part("", "", base, part.layout if len(base.shape) > 1 else "whole")
     if other.length != part.length:
         return None
     target, rows = part.rows(), other.rows()
-    best: tuple[int, Difference] | None = None
+    best: tuple[Difference, int] | None = None
     for mix in _mixes(target, rows):
         left = apart(part.tensor, base, part.layout, mix)
         if left is None:
             continue
         kept = left if left.data.any() else None
         made = Difference(part.tensor.shape, part.tensor.dtype, part.layout, number, base, mix, kept)
-        size = sizes([(_spec(part), made)])
-        if best is None or size < best[0]:
-            best = size, made
-    return None if best is None else best[1]
+        size = sizes([(part.spec, made)])
+        if best is None or size < best[1]:
+            best = made, size
+    return best
 
 
 def _mixes(target: F64, rows: F64) -> Iterator[F64 | None]:

@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from paring.contents import told
 from paring.dtypes import numel
 from paring.packed import Packed
-from paring.packing import MANIFEST
 from paring.pooling import sharing
 from paring.pooling.members import member, names_of
 from paring.pooling.report import PoolInspection, SharingReport
@@ -22,26 +22,27 @@ def inspect_pool(opened: Packed, plot: Path | None = None, overwrite: bool = Fal
 
     if plot is not None:
         plotting.refuse(plot, overwrite, opened.inputs)
-    told = opened.facts["adapters"]
+    members = opened.facts["adapters"]
     specs = [spec for held in opened.payloads for spec in held.specs if not spec.name.startswith("/")]
     dtypes = Counter(spec.dtype for spec in specs)
+    elements = sum(numel(spec.shape) for spec in specs)
     found = sharing_of(opened)
     if plot is not None:
         plotting.draw(found, plot, overwrite)
-    bases = {str((each.get("config") or {}).get("base_model_name_or_path") or "") for each in told}
+    bases = {str((each.get("config") or {}).get("base_model_name_or_path") or "") for each in members}
     return PoolInspection(
         inputs=[str(opened.path)],
-        kind=f"pool of {len(told)} adapters" if len(told) > 1 else "pool of one adapter",
-        dialect=_one({str(each.get("dialect", "none")) for each in told}) or "several",
+        kind=f"pool of {len(members)} adapters" if len(members) > 1 else "pool of one adapter",
+        dialect=_one({str(each.get("dialect", "none")) for each in members}) or "several",
         base=_one(bases) or None,
         bytes_in=opened.nbytes,
-        elements=sum(numel(spec.shape) for spec in specs),
+        elements=elements,
         dtypes=dict(dtypes),
         modules=[],
         carried=[],
         problems=[],
         metadata={},
-        packed=_packed(opened, sum(numel(spec.shape) for spec in specs)),
+        packed=_packed(opened, elements),
         sharing=found,
         plot=None if plot is None else str(plot),
     )
@@ -65,20 +66,8 @@ def _one(values: set[str]) -> str | None:
 
 
 def _packed(opened: Packed, elements: int) -> dict[str, Any]:
-    sources = [each.get("source", {}).get("bytes", 0) for each in opened.facts["adapters"]]
-    errors = [each.get("error", 0.0) for each in opened.facts["adapters"]]
-    return {
-        "version": opened.container.metadata["version"],
-        **{key: opened.facts[key] for key in ("tool", "method", "recipe") if key in opened.facts},
-        "error": max(errors),
-        "ratio": sum(sources) / opened.nbytes if all(sources) else None,
-        "ratio_fp16": 2 * elements / opened.nbytes,
-        "bits_per_param": 8 * opened.nbytes / elements if elements else None,
-        "digest": opened.digest_recorded,
-        "manifest_bytes": opened.container.tensors[MANIFEST].nbytes,
-        "payloads": [
-            {"entry": held.entry, "codec": f"{held.codec}/{held.version}", "bytes": held.nbytes,
-             "tensors": len(held.specs)}
-            for held in opened.payloads
-        ],
-    }  # fmt: skip
+    members = opened.facts["adapters"]
+    facts = {key: opened.facts[key] for key in ("tool", "method", "recipe") if key in opened.facts}
+    sources = [each.get("source", {}).get("bytes", 0) for each in members]
+    error = max(each.get("error", 0.0) for each in members)
+    return told(opened, {**facts, "error": error}, sum(sources) if all(sources) else 0, elements)

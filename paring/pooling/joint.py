@@ -22,7 +22,6 @@ from paring.dtypes import from_f32
 from paring.packing import Spec
 from paring.pooling.pricing import F64, Trellis, meet, short
 from paring.pooling.report import CandidateReport
-from paring.pooling.stages import sizes
 
 if TYPE_CHECKING:
     from paring.pooling.work import Items, State, Work
@@ -51,7 +50,6 @@ def attempt(
         yield CandidateReport(what, bound, least, False, "the error cannot be met")
         return
     directions = [item for pair in found.bases for item in pair]
-    nbytes = sizes([(_hidden(f"/{i}", item), item) for i, item in enumerate(directions)])
     before = state.stages.nbytes
     numbers = []
     for item in directions:
@@ -67,7 +65,6 @@ def attempt(
                 items[name] = Difference(
                     f.shapes[side], f.dtypes[side], layout, number, state.tensors[number], mix
                 )
-        nbytes += work.bytes_of(items)
         state.put_work(work, items)
     total = state.stages.nbytes - before
     ranks = [len(values(item, "F32")) if i % 2 == 0 else 0 for i, item in enumerate(directions)]

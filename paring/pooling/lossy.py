@@ -6,7 +6,7 @@ taken.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +20,9 @@ from paring.pooling.closed import Base, turn
 from paring.pooling.exact import Held
 from paring.pooling.pile import Pile, Source
 from paring.pooling.pricing import F64, Trellis, meet, states_for
-from paring.pooling.relations import Relation, matched, related
-from paring.pooling.report import CandidateReport
-from paring.pooling.stages import MOST_DEPTH, sizes
+from paring.pooling.relations import matched, related
+from paring.pooling.report import CandidateReport, RelationReport
+from paring.pooling.stages import MOST_DEPTH
 from paring.pooling.work import Coders, Items, State, Work, works_of
 
 if TYPE_CHECKING:
@@ -57,18 +57,13 @@ def store(
     rest = [part for s in pile.sources for part in s.parts.values() if part.name not in lossy]
     store_exactly(made, pile, held, rest, shortest, overlap)
     for work in works:
-        least = work.copy_of or work
-        plain = sizes(
-            [(work.spec(p.name.removeprefix(work.source.name + "/")), p.tensor) for p in work.parts]
-        )
-        coded = plain if least.alone is None else work.bytes_of(_renamed(work, least, least.alone))
-        made.alone += min(plain, coded) - (plain if work.source.name in whole else 0)
+        alone = (work.copy_of or work).alone
+        coded = work.plain if alone is None else alone[1]
+        made.alone += min(work.plain, coded) - (work.plain if work.source.name in whole else 0)
     coding = [work for work in firsts if work.source.name not in whole]
     state = State(made.stages, dict(held.tensors))
     if coding:
-        state = _best(
-            made, state, pile, coding, coders, threads, shortest, overlap, (joint.attempt, codebook.attempt)
-        )
+        state = _best(made, state, pile, coding, coders, shortest, overlap, (joint.attempt, codebook.attempt))
     for work in works:
         if work.source.name not in whole:
             _repeat(state, work)
@@ -76,8 +71,8 @@ def store(
 
 
 def _best(
-    made: Made, state: State, pile: Pile, coding: list[Work], coders: Coders, threads: int, shortest: int,
-    overlap: float, attempts: Sequence[Any],
+    made: Made, state: State, pile: Pile, coding: list[Work], coders: Coders, shortest: int, overlap: float,
+    attempts: Sequence[Any],
 ) -> State:  # fmt: skip
     """The smallest of all ways to code adapters."""
     assert pile.error is not None
@@ -95,18 +90,10 @@ def _best(
     return best
 
 
-def _renamed(work: Work, other: Work, items: Mapping[str, Any]) -> Items:
-    """The items of ``other`` under the names of its copy ``work``."""
-    if work is other:
-        return dict(items)
-    names: dict[str, str] = {}
-    for ours, theirs in zip(work.pairs, other.pairs, strict=True):
-        names[theirs.a], names[theirs.b or ""] = ours.a, ours.b or ""
-    return {names[name]: item for name, item in items.items()}
-
-
-def _alone(work: Work, error: float, coders: Coders, threads: int, device: str) -> Items | None:
-    """The smallest coding of one adapter by itself within ``error``; None where none is so good."""
+def _alone(work: Work, error: float, coders: Coders, threads: int, device: str) -> tuple[Items, int] | None:
+    """The smallest coding of one adapter by itself within ``error``, and its bytes; None where none is so
+    good.
+    """
     if not work.new or not work.energy():
         return None
     family = coders.spectral(work.new, threads, device)
@@ -122,7 +109,7 @@ def _alone(work: Work, error: float, coders: Coders, threads: int, device: str) 
     best = Dials(trial, family.dials, 2, family.turns, getattr(family, "sketch", None)).for_error(error)
     if best is None:
         return None
-    return seen[best.dial] if best.dial in seen else dict(family.encode(best.dial).tensors)
+    return seen.get(best.dial) or dict(family.encode(best.dial).tensors), best.nbytes
 
 
 def _exact_ones(made: Made, works: Sequence[Work], held: Held, shortest: int) -> set[str]:
@@ -140,18 +127,15 @@ def _exact_ones(made: Made, works: Sequence[Work], held: Held, shortest: int) ->
         if not work.parts:
             out.add(work.source.name)
             continue
-        plain = sizes(
-            [(work.spec(p.name.removeprefix(work.source.name + "/")), p.tensor) for p in work.parts]
-        )
         raw = sum(part.tensor.nbytes for part in work.parts) or 1
-        whole = sum(bytes_of.get(p.name, plain * p.tensor.nbytes / raw) for p in work.parts)
-        coded = None if work.alone is None else work.bytes_of(work.alone)
+        whole = sum(bytes_of.get(p.name, work.plain * p.tensor.nbytes / raw) for p in work.parts)
+        coded = None if work.alone is None else work.alone[1]
         if coded is None or whole < coded:
             out.add(work.source.name)
         if coded is None:
             why = "no coding with loss is near enough"
             made.candidates.append(
-                CandidateReport(f"{work.source.name} without loss", round(whole), plain, True, why)
+                CandidateReport(f"{work.source.name} without loss", round(whole), work.plain, True, why)
             )
         elif whole < coded:
             made.candidates.append(
@@ -174,7 +158,7 @@ def _sequential(
         found = related(work.source, earlier)
         known = {(r.first, r.second) for r in made.relations}
         made.relations += [r for r in found if (r.first, r.second) not in known]
-        items, least = work.alone, work.bytes_of(work.alone)
+        items, least = work.alone
         for near in found[:2]:
             if near.most < overlap:
                 break
@@ -193,7 +177,7 @@ def _sequential(
 
 
 def difference(
-    work: Work, other: Source, near: Relation, state: State, error: float, plan: F64
+    work: Work, other: Source, near: RelationReport, state: State, error: float, plan: F64
 ) -> Items | None:
     """The new modules of ``work`` as difference from ``other`` as decoded, within ``error``."""
     theirs = {ours.name: their for their, ours in matched(other, work.source)}

@@ -110,12 +110,13 @@ def _needed(packed: Packed, held: Sequence[Held]) -> list[Held]:
             continue
         found[payload.first] = payload
         codec = codecs.find(payload.codec, payload.version)
-        if codec is not None and hasattr(codec, "references"):
-            shapes = [spec.shape for spec in payload.specs]
-            for number in codec.references(packed.payload(payload), shapes, range(len(shapes))):
-                if number >= payload.first:
-                    raise BadFileError(
-                        f"{packed.path}: payload {payload.entry!r} is damaged: it refers to tensors behind it"
-                    )
-                todo.append(packed.payloads[bisect_right(firsts, number) - 1])
+        if not codecs.refers(codec):
+            continue
+        each = codecs.references(codec, packed.payload(payload), [spec.shape for spec in payload.specs])
+        for number in {number for numbers in each for number in numbers}:
+            if number >= payload.first:
+                raise BadFileError(
+                    f"{packed.path}: payload {payload.entry!r} is damaged: it refers to tensors behind it"
+                )
+            todo.append(packed.payloads[bisect_right(firsts, number) - 1])
     return list(found.values())

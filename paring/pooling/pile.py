@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from paring import adapters
 from paring.adapters.view import Adapter
+from paring.checkpoint import digest
 from paring.codecs.residual import predicted
 from paring.coding import Factors
-from paring.dtypes import FLOATS, Stored, first_nonfinite
-from paring.errors import BadValueError
+from paring.dtypes import FLOATS, Stored, refuse_nonfinite
 from paring.factors import read_factors
 from paring.kernels.ternary.tensor import Layout, segments
 from paring.packed import Packed
+from paring.packing import Spec
 
 F64 = npt.NDArray[np.float64]
 
@@ -35,6 +34,10 @@ class Part:
     layout: Layout
 
     @property
+    def spec(self) -> Spec:
+        return Spec(self.name, self.tensor.dtype, self.tensor.shape)
+
+    @property
     def length(self) -> int:
         """Entries of a rank vector."""
         return segments(self.tensor.shape, self.layout)[1]
@@ -46,14 +49,16 @@ class Part:
 
 @dataclass(eq=False)
 class Source:
-    """One adapter: its module view, all its tensors, and what the manifest will tell of it."""
+    """One adapter: its module view and all its tensors, by their own names."""
 
     name: str
     adapter: Adapter
     parts: dict[str, Part]
-    facts: dict[str, Any]
-    digest: str
-    nbytes: int
+
+    @cached_property
+    def digest(self) -> str:
+        """The canonical digest of its tensors."""
+        return digest((name, part.tensor) for name, part in self.parts.items())
 
     @cached_property
     def modules(self) -> list[Factors]:
@@ -64,10 +69,6 @@ class Source:
     def bases(self) -> dict[tuple[str, int], F64]:
         """Orthonormal bases that have been computed, by module and side."""
         return {}
-
-    @property
-    def elements(self) -> int:
-        return sum(part.tensor.numel for part in self.parts.values())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,20 +83,16 @@ class Pile:
     error: float | None
 
 
-def read(name: str, adapter: Adapter, facts: dict[str, Any], digest: str) -> Source:
+def read(name: str, adapter: Adapter) -> Source:
     """Read every tensor of ``adapter``. Raises BadValueError for NaN and infinity, naming the tensor."""
     checkpoint = adapter.checkpoint
     layouts = layouts_of(adapter)
     parts = {}
     for tensor in sorted(checkpoint.tensors):
         stored = checkpoint.read(tensor)
-        if (at := first_nonfinite(stored)) is not None:
-            raise BadValueError(
-                f"{checkpoint.path}: {tensor} holds NaN or infinity (first at flat index {at}): this adapter "
-                "is broken, get or train it again"
-            )
+        refuse_nonfinite(stored, tensor, checkpoint.path)
         parts[tensor] = Part(name, f"{name}/{tensor}", stored, layouts[tensor])
-    return Source(name, adapter, parts, facts, digest, checkpoint.nbytes)
+    return Source(name, adapter, parts)
 
 
 def layouts_of(adapter: Adapter) -> dict[str, Layout]:
@@ -104,7 +101,7 @@ def layouts_of(adapter: Adapter) -> dict[str, Layout]:
     found: dict[str, Layout] = {
         name: "rows" if len(info.shape) > 1 else "whole" for name, info in infos.items()
     }
-    for module in adapters.read(adapter.checkpoint).modules:
+    for module in adapter.modules:
         if len(infos[module.b].shape) > 1:
             found[module.b] = "columns"
     return found

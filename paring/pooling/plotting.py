@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from paring import atomic
-from paring.diffing.plotting import refuse
+from paring.diffing.plotting import refuse, save
 from paring.pooling.report import SharingReport
 
 __all__ = ["draw", "refuse"]
@@ -30,15 +28,7 @@ def draw(found: SharingReport, path: Path, overwrite: bool) -> None:
     left, right = figure.subplots(1, 2, width_ratios=[side, 3.6])
     _matrix(left, found)
     _bars(right, found)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:].lower(), metadata=_metadata(path))
-    with atomic.atomic_file(path, overwrite) as file:
-        file.write(buffer.getvalue())
-
-
-def _metadata(path: Path) -> dict[str, None] | None:
-    """Without the date, so that the same numbers give the same bytes."""
-    return {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
+    save(figure, path, overwrite)
 
 
 def shares(found: SharingReport) -> Any:

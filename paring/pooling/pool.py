@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from paring.pooling.exact import Held
 from paring.pooling.members import member, names_of
 from paring.pooling.pile import Part, Pile, Source, layouts_of, read
 from paring.pooling.plan import PoolPlan
-from paring.pooling.relations import Relation, related
+from paring.pooling.relations import related
 from paring.pooling.report import CandidateReport, PoolReport, RelationReport, SharingReport
 from paring.pooling.stages import Stages, sizes
 from paring.pooling.work import Coders
@@ -38,7 +38,7 @@ class Made:
     """
 
     stages: Stages
-    relations: list[Relation] = field(default_factory=list)
+    relations: list[RelationReport] = field(default_factory=list)
     candidates: list[CandidateReport] = field(default_factory=list)
     alone: int = 0
 
@@ -80,7 +80,7 @@ def store_exactly(
     stages = made.stages
     new, repeats = exact.split(parts, held)
     by_owner = _by_owner(pile, parts)
-    made.alone += sum(sizes([(_spec(part), part.tensor) for part in own]) for own in by_owner.values() if own)
+    made.alone += sum(sizes([(part.spec, part.tensor) for part in own]) for own in by_owner.values() if own)
     _log.info("looking for shards in common among %d tensors", len(new))
     pooled: set[str] = set()
     gathered: dict[str, list[tuple[Part, Any]]] = {source.name: [] for source in pile.sources}
@@ -139,13 +139,9 @@ def _differences(
 def _emit(stages: Stages, held: Held, owner: str, items: Sequence[tuple[Part, Any]], root: bool) -> None:
     if not items:
         return
-    stages.add(owner, [(_spec(part), item) for part, item in items])
+    stages.add(owner, [(part.spec, item) for part, item in items])
     for part, _ in items:
         held.put(stages.numbers[part.name], part.tensor, part.layout if root else None)
-
-
-def _spec(part: Part) -> Spec:
-    return Spec(part.name, part.tensor.dtype, part.tensor.shape)
 
 
 def _by_owner(pile: Pile, parts: Sequence[Part]) -> dict[str, list[Part]]:
@@ -161,16 +157,13 @@ def run(plan: PoolPlan, *, dry_run: bool = False) -> PoolReport:
     sources = []
     for name, adapter in plan.adapters.items():
         _log.info("reading %s", name)
-        source = read(name, adapter, {}, "")
-        own = digest((tensor, part.tensor) for tensor, part in source.parts.items())
-        source.digest, source.facts = own, plan.facts(name, own)
-        sources.append(source)
+        sources.append(read(name, adapter))
     kept = [_kept(plan.kept, name) for name in names_of(plan.kept)] if plan.kept else []
     pile = Pile(sources, kept, plan.kept, plan.error)
     made: Made = plan.method.function(pile, plan.threads, plan.device, **plan.options)
     image = Image(made.stages.payloads, {})
     decoded = image.decoded()
-    told, found = _told(sources, decoded)
+    told, found = _told(plan, sources, decoded)
     already = list(plan.kept.facts["adapters"]) if plan.kept else []
     facts: dict[str, Any] = {
         "tool": f"paring {paring.__version__}",
@@ -196,12 +189,13 @@ def _kept(pool: Packed, name: str) -> Source:
     adapter = adapters.read(opened)
     layouts = layouts_of(adapter)
     tensors = dict(opened.read_all())
-    parts = {t: Part(name, f"{name}/{t}", tensor, layouts[t]) for t, tensor in tensors.items()}
-    return Source(name, adapter, parts, {}, opened.digest_recorded, 0)
+    return Source(
+        name, adapter, {t: Part(name, f"{name}/{t}", tensor, layouts[t]) for t, tensor in tensors.items()}
+    )
 
 
 def _told(
-    sources: Sequence[Source], decoded: Sequence[tuple[str, Stored]]
+    plan: PoolPlan, sources: Sequence[Source], decoded: Sequence[tuple[str, Stored]]
 ) -> tuple[list[dict[str, Any]], dict[str, list[Loss]]]:
     """What the manifest tells of each adapter, measured on what decodes; and losses by adapter."""
     out, losses = [], {}
@@ -209,7 +203,7 @@ def _told(
         prefix = source.name + "/"
         tensors = {n.removeprefix(prefix): t for n, t in decoded if n.startswith(prefix)}
         found = losses[source.name] = measured(source.modules, tensors)
-        facts = {**source.facts, "digest": digest(tensors.items())}
+        facts = {**plan.facts(source.name, source.digest), "digest": digest(tensors.items())}
         if facts["digest"] == source.digest:
             losses[source.name] = [replace(loss, lost=0.0) for loss in found]
             out.append({**facts, "error": 0.0})
@@ -264,9 +258,7 @@ def _report(
         bits_per_param=8 * image.nbytes / elements,
         error=total_error([loss for losses in found.values() for loss in losses]),
         sharing=shared,
-        relations=[
-            RelationReport(**{k: v for k, v in asdict(r).items() if k != "modules"}) for r in made.relations
-        ],
+        relations=made.relations,
         candidates=made.candidates,
         gain=max(0, gain),
         answer="" if gain > made.alone // 200 else "no gain",

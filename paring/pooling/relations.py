@@ -8,34 +8,16 @@ unrelated ones. Independent adapters of one base measure .01 to .06, checkpoints
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from paring.coding import Factors
 from paring.pooling.pile import Source
+from paring.pooling.report import RelationReport
 
 F64 = npt.NDArray[np.float64]
 _SAMPLE = 24  # modules that are looked at, spread over all
-
-
-@dataclass(frozen=True, slots=True)
-class Relation:
-    """How far two adapters span the same: mean overlaps over the modules that they have in common, on the
-    side of A and of B, and what two unrelated ones would measure.
-    """
-
-    first: str
-    second: str
-    overlap_a: float
-    overlap_b: float
-    chance: float
-    modules: int
-
-    @property
-    def most(self) -> float:
-        return max(self.overlap_a, self.overlap_b)
 
 
 def matched(first: Source, second: Source) -> list[tuple[Factors, Factors]]:
@@ -55,7 +37,7 @@ def _alike(first: Factors, second: Factors) -> bool:
     return bool(first.A.shape[1] == second.A.shape[1] and first.B.shape[0] == second.B.shape[0])
 
 
-def relation(first: Source, second: Source) -> Relation | None:
+def relation(first: Source, second: Source) -> RelationReport | None:
     """The relation of two adapters, None where they have no modules in common."""
     pairs = matched(first, second)
     if not pairs:
@@ -64,17 +46,11 @@ def relation(first: Source, second: Source) -> Relation | None:
     of_a = [_overlap(_basis(first, a, 0), _basis(second, b, 0)) for a, b in some]
     of_b = [_overlap(_basis(first, a, 1), _basis(second, b, 1)) for a, b in some]
     chance = np.mean([max(len(a.A), len(b.A)) / a.A.shape[1] for a, b in some])
-    return Relation(
-        first.name, second.name, float(np.mean(of_a)), float(np.mean(of_b)), float(chance), len(pairs)
-    )
-
-
-def overlap(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> float:
-    """``||Q1^T Q2||^2 / r`` of the rows of two matrices (r, n), r the smaller of their ranks."""
-    return _overlap(basis(first), basis(second))
+    return RelationReport(first.name, second.name, float(np.mean(of_a)), float(np.mean(of_b)), float(chance))
 
 
 def _overlap(q1: F64, q2: F64) -> float:
+    """``||Q1^T Q2||^2 / r`` of two bases (r, n), r the smaller of their ranks."""
     r = min(len(q1), len(q2))
     return float(((q1 @ q2.T) ** 2).sum() / r) if r else 0.0
 
@@ -93,7 +69,7 @@ def basis(rows: npt.NDArray[np.floating]) -> F64:
     return kept
 
 
-def related(source: Source, others: Sequence[Source]) -> list[Relation]:
+def related(source: Source, others: Sequence[Source]) -> list[RelationReport]:
     """The relations of ``source`` with ``others``, nearest first."""
     found = [known for other in others if (known := relation(other, source)) is not None]
     return sorted(found, key=lambda known: -known.most)

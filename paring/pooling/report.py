@@ -55,13 +55,19 @@ class SharingReport:
 
 @dataclass(frozen=True, slots=True)
 class RelationReport:
-    """Two adapters: mean overlap of the spaces of A and of B, and what unrelated ones would measure."""
+    """How far two adapters span the same: mean overlaps over the modules that they have in common, on the
+    side of A and of B, and what two unrelated ones would measure.
+    """
 
     first: str
     second: str
     overlap_a: float
     overlap_b: float
     chance: float
+
+    @property
+    def most(self) -> float:
+        return max(self.overlap_a, self.overlap_b)
 
 
 @dataclass(frozen=True, slots=True)

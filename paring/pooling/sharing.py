@@ -15,7 +15,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from paring.codecs import find, residual, shards
+from paring import codecs
+from paring.codecs import residual, shards
 from paring.codecs.shards import Pool
 from paring.dtypes import itemsize, numel
 from paring.errors import BadFileError
@@ -70,10 +71,7 @@ def read(payloads: Sequence[Payload], data: Mapping[int, bytes | memoryview]) ->
             rows = zip(shards.layouts_of(data[place], shapes), shapes, strict=True)
             told = [_gather(*one, shape) for one, shape in rows]
         elif payload.codec == residual.ID and place in data:
-            told = [
-                _Told("related", tuple(residual.references(data[place], shapes, [i])))
-                for i in range(len(shapes))
-            ]
+            told = [_Told("related", numbers) for numbers in residual.references(data[place], shapes)]
         if any(number >= len(file.specs) for one in told for number in one.refers):
             raise BadFileError("a pool is damaged: a payload refers to tensors behind it")
         for spec, one in zip(payload.specs, told, strict=True):
@@ -84,9 +82,7 @@ def read(payloads: Sequence[Payload], data: Mapping[int, bytes | memoryview]) ->
     return file
 
 
-def _gather(
-    pool: Pool, layout: Layout, index: npt.NDArray[np.int64], moved: bool, shape: tuple[int, ...]
-) -> _Told:
+def _gather(pool: Pool, layout: Layout, index: npt.NDArray[np.int64], shape: tuple[int, ...]) -> _Told:
     n = segments(shape, layout)[1]
     level = "tensor" if layout == "whole" else "vector" if pool.length == n else "shard"
     return _Told(level, tuple(number for number, _ in pool.tensors), pool, layout, index)
@@ -94,8 +90,7 @@ def _gather(
 
 def referring(payload: Payload) -> bool:
     """Whether the tensors of a payload are told by others."""
-    codec = find(payload.codec, payload.version)
-    return codec is not None and hasattr(codec, "references")
+    return codecs.refers(codecs.find(payload.codec, payload.version))
 
 
 class _Units:

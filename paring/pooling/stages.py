@@ -9,18 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from paring import codecs
-from paring.codecs.shards import Gather
 from paring.packed import Packed
 from paring.packing import Payload, Spec, payloads
 
 #: deeper chains than this are not made; readers follow twice as many
 MOST_DEPTH = 4
-
-
-def spec_of(name: str, item: Any) -> Spec:
-    """A tensor's spec, for items that know their dtype."""
-    dtype = item.tensor.dtype if isinstance(item, Gather) else item.dtype
-    return Spec(name, dtype, tuple(item.shape))
 
 
 @dataclass(eq=False)
@@ -52,12 +45,8 @@ class Stages:
     def _put(self, payload: Payload) -> None:
         codec = codecs.find(payload.codec, payload.version)
         first = len(self.numbers)
-        deep = 0
-        if codec is not None and hasattr(codec, "references"):
-            shapes = [spec.shape for spec in payload.specs]
-            deep = 1 + max(
-                (self.depth[n] for n in codec.references(payload.data, shapes, range(len(shapes)))), default=0
-            )
+        each = codecs.references(codec, payload.data, [spec.shape for spec in payload.specs])
+        deep = max((1 + self.depth[n] for numbers in each for n in numbers), default=0)
         for at, spec in enumerate(payload.specs):
             self.numbers[spec.name] = first + at
             self.depth[first + at] = deep

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from paring import codecs, lowrank
@@ -32,14 +33,15 @@ class Coders:
 @dataclass(eq=False)
 class Work:
     """One adapter to be coded. Of its modules ``new`` are the different ones, ``same`` tells which of them
-    each of all is; ``copy_of`` is an earlier adapter that has all of them, ``alone`` its coding by itself.
+    each of all is; ``copy_of`` is an earlier adapter that has all of them, ``alone`` its coding by itself and
+    the bytes of that.
     """
 
     source: Source
     new: list[Factors]
     same: dict[str, Factors]
     copy_of: Work | None = None
-    alone: Items | None = None
+    alone: tuple[Items, int] | None = None
 
     @property
     def pairs(self) -> list[Factors]:
@@ -51,9 +53,13 @@ class Work:
         """The tensors of its pairs."""
         return [self.source.parts[name] for f in self.pairs for name in (f.a, f.b) if name]
 
+    @cached_property
+    def plain(self) -> int:
+        """The bytes that they take without loss, as they are."""
+        return sizes([(part.spec, part.tensor) for part in self.parts])
+
     def spec(self, name: str) -> Spec:
-        part = self.source.parts[name]
-        return Spec(part.name, part.tensor.dtype, part.tensor.shape)
+        return self.source.parts[name].spec
 
     def bytes_of(self, items: Mapping[str, Any]) -> int:
         """The bytes that items take."""

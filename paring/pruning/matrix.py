@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from paring.kernels import pruning as kernels
+from paring.kernels.pruning import reference
+
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -69,7 +72,9 @@ def select(scores: npt.NDArray[Any], budget: Budget) -> Mask:
     rows, columns = scores.shape
     width = budget.of or (columns if budget.row else rows * columns)
     flat = np.ascontiguousarray(scores).reshape(-1, width) if scores.size else scores.reshape(0, width)
-    mask = np.zeros(flat.shape, np.bool_)
-    best = np.argsort(flat, axis=1, kind="stable")[:, width - budget.keep :]
-    np.put_along_axis(mask, best, True, axis=1)
+    if flat.dtype != np.float32:
+        return reference.best(flat, budget.keep).reshape(scores.shape)
+    kernel = kernels.best if budget.of is None else kernels.grouped
+    more = () if budget.of is None else (budget.of,)
+    mask: Mask = kernel(flat, budget.keep, *more)
     return mask.reshape(scores.shape)

@@ -7,26 +7,27 @@ values are fp32. ``reference.py`` is the specification, ``cpu.py`` numba loops a
 
 from __future__ import annotations
 
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from paring.kernels import module, module_for
+
 F32 = npt.NDArray[np.float32]
 Bits = npt.NDArray[Any]
 
 
 def _for(values: Any) -> ModuleType:
-    return import_module(f"{__name__}.{'gpu' if hasattr(values, 'is_cuda') else 'cpu'}")
+    return module_for("elementwise", values)
 
 
-def widen(bits: Bits, dtype: str, out: F32) -> bool:
-    """Fill ``out (n,)`` with the values of ``bits (n,)``, fp64 rounded to nearest; whether all are finite."""
-    from paring.kernels.elementwise import cpu
-
-    return cpu.widen(bits, dtype, out)
+def widen(bits: Bits, dtype: str, out: F32, less: F32 | None = None) -> bool:
+    """Fill ``out (n,)`` with the values of ``bits (n,)``, fp64 rounded to nearest, less those of ``less``;
+    whether the values of ``bits`` are finite."""
+    finite: bool = module("elementwise", "cpu").widen(bits, dtype, out, less)
+    return finite
 
 
 def narrow(values: F32, dtype: str, out: Bits) -> bool:

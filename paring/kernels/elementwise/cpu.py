@@ -28,6 +28,16 @@ def _from_bf16(bits: Any, out: Any) -> Any:
 
 
 @jit()
+def _from_bf16_less(bits: Any, less: Any, out: Any) -> Any:
+    bad = np.uint32(0)
+    for i in range(bits.size):
+        wide = np.uint32(np.uint32(bits[i]) << np.uint32(16))
+        bad |= np.uint32((wide & np.uint32(0x7F800000)) == np.uint32(0x7F800000))
+        out[i] = wide.view(np.float32) - less[i]
+    return bad
+
+
+@jit()
 def _from_f16(bits: Any, out: Any, values: Any) -> Any:
     # exponent and mantissa moved into place are 2^-112 of the value, subnormals too
     bad = np.uint32(0)
@@ -48,7 +58,18 @@ def _finite(bits: Any) -> Any:
     return bad
 
 
-def widen(bits: Bits, dtype: str, out: F32) -> bool:
+def widen(bits: Bits, dtype: str, out: F32, less: F32 | None = None) -> bool:
+    if less is None:
+        return _widen(bits, dtype, out)
+    if dtype == "BF16":
+        return not _from_bf16_less(bits, less, out)
+    finite = _widen(bits, dtype, out)
+    with np.errstate(invalid="ignore"):
+        np.subtract(out, less, out=out)
+    return finite
+
+
+def _widen(bits: Bits, dtype: str, out: F32) -> bool:
     target = out.view(np.uint32)
     if dtype == "BF16":
         return not _from_bf16(bits, target)

@@ -10,10 +10,11 @@ from paring.errors import BadValueError
 from paring.kernels.elementwise import F32, Bits
 
 
-def widen(bits: Bits, dtype: str, out: F32) -> bool:
+def widen(bits: Bits, dtype: str, out: F32, less: F32 | None = None) -> bool:
     with np.errstate(invalid="ignore"):
-        out[:] = Stored(dtype, bits).f32()
-    return bool(np.isfinite(out).all())
+        values = Stored(dtype, bits).f32()
+        out[:] = values if less is None else values - less
+    return bool(np.isfinite(values).all())
 
 
 def narrow(values: F32, dtype: str, out: Bits) -> bool:

@@ -6,12 +6,13 @@ is said of numpy arrays holds of torch tensors, which go to ``gpu`` and come bac
 
 from __future__ import annotations
 
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from paring.kernels import module_for
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -19,7 +20,7 @@ U16 = npt.NDArray[np.uint16]
 
 
 def _for(vectors: Any) -> ModuleType:
-    return import_module(f"{__name__}.{'gpu' if hasattr(vectors, 'is_cuda') else 'cpu'}")
+    return module_for("merging", vectors)
 
 
 def weighted_sum(vectors: F32, weights: F64) -> F32:

@@ -11,7 +11,7 @@ import numpy as np
 
 from paring.kernels.jit import jit
 from paring.kernels.merging import F32, F64
-from paring.kernels.polynomials import exp, tanh
+from paring.kernels.polynomials import exp, tanh, tanh_of_unit
 
 _BLOCK = 2048
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -171,17 +171,23 @@ def _competing(own: Any, row: Any, low: Any, high: Any) -> None:
 
 
 @jit()
-def _add_tanh(first: Any, second: Any, a: Any, b: Any) -> None:
-    for p in range(len(first)):
-        t = tanh(a[p] * b[p])
-        first[p] += t
-        second[p] += t
+def _times(out: Any, a: Any, b: Any) -> None:
+    for p in range(len(out)):
+        out[p] = tanh(a[p] * b[p])
 
 
 @jit()
-def _times_tanh(out: Any, a: Any, b: Any) -> None:
+def _pull(out: Any, a: Any) -> None:
     for p in range(len(out)):
-        out[p] = tanh(a[p] * b[p])
+        out[p] = tanh_of_unit(a[p] * a[p])
+
+
+@jit()
+def _pull_both(first: Any, second: Any, a: Any, b: Any) -> None:
+    for p in range(len(first)):
+        t = tanh_of_unit(a[p] * b[p])
+        first[p] += t
+        second[p] += t
 
 
 @jit()
@@ -191,35 +197,40 @@ def _times_exp(out: Any, own: Any, n: Any) -> None:
 
 
 @jit()
-def _scores(rows: Any, low: Any, high: Any, rule: Any, own: Any, out: Any) -> None:
-    """Scores of ``rows (models, k)``; ``own (models + 1, k)`` is scratch."""
-    n = len(rows)
+def _scores(
+    vectors: Any, begin: Any, end: Any, low: Any, high: Any, rule: Any, own: Any, out: Any, at: Any
+) -> None:
+    """Scores of a block of ``vectors (models, k)`` to ``out`` from column ``at`` on; ``own (models + 1,
+    block)`` is scratch."""
+    n, k = len(vectors), end - begin
+    to = at + k
     for i in range(n):
-        _competing(own[i], rows[i], low[i], high[i])
+        _competing(own[i, :k], vectors[i, begin:end], low[i], high[i])
     if rule == 0:
         for i in range(n):
-            _times_tanh(out[i], own[i], own[i])
+            _pull(out[i, at:to], own[i, :k])
         for i in range(n):
-            for j in range(i):  # two rows that were the same would be no vectors
-                _add_tanh(out[i], out[j], own[i], own[j])
+            for j in range(i):
+                _pull_both(out[i, at:to], out[j, at:to], own[i, :k], own[j, :k])
     else:
         own[n, :] = _ZERO
         for i in range(n):
-            _add(own[n], own[i] if rule == 2 else rows[i], _ONE)
+            if rule == 2:
+                _add(own[n, :k], own[i, :k], _ONE)
+            else:
+                _add(own[n, :k], vectors[i, begin:end], _ONE)
         for i in range(n):
-            _times_tanh(out[i], rows[i], own[n])
+            _times(out[i, at:to], vectors[i, begin:end], own[n, :k])
     for i in range(n):
-        _times_exp(out[i], own[i], np.float32(n))
+        _times_exp(out[i, at:to], own[i, :k], np.float32(n))
 
 
 @jit()
 def _all_scores(vectors: Any, low: Any, high: Any, rule: Any, out: Any) -> None:
     n, k = vectors.shape
+    own = np.empty((n + 1, _BLOCK), np.float32)
     for begin in range(0, k, _BLOCK):
-        rows = vectors[:, begin : begin + _BLOCK].copy()
-        some = np.empty_like(rows)
-        _scores(rows, low, high, rule, np.empty((n + 1, rows.shape[1]), np.float32), some)
-        out[:, begin : begin + _BLOCK] = some
+        _scores(vectors, begin, min(begin + _BLOCK, k), low, high, rule, own, out, begin)
 
 
 _RULES = {"E": 0, "A": 1, "N": 1, "V": 2}
@@ -251,14 +262,16 @@ def _pcb(
     vectors: Any, low: Any, high: Any, threshold: Any, top: Any, weights: Any, rule: Any, result: Any
 ) -> None:
     n, k = vectors.shape
+    own, some = np.empty((n + 1, _BLOCK), np.float32), np.empty((n, _BLOCK), np.float32)
     for begin in range(0, k, _BLOCK):
-        out = result[begin : begin + _BLOCK]
-        rows = vectors[:, begin : begin + _BLOCK].copy()
-        some, share = np.empty_like(rows), np.zeros(len(out), np.float32)
-        _scores(rows, low, high, rule, np.empty((n + 1, len(out)), np.float32), some)
+        end = min(begin + _BLOCK, k)
+        _scores(vectors, begin, end, low, high, rule, own, some, 0)
+        out, share = result[begin:end], own[n, : end - begin]
         out[:] = _ZERO
+        share[:] = _ZERO
         for i in range(n):
-            _balanced(out, share, rows[i], some[i], low[i], high[i], threshold[i], top[i], weights[i])
+            row, found = vectors[i, begin:end], some[i, : end - begin]
+            _balanced(out, share, row, found, low[i], high[i], threshold[i], top[i], weights[i])
         for p in range(len(out)):
             s = share[p]
             out[p] /= s if s > np.float32(1e-12) else np.float32(1e-12)

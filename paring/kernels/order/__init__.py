@@ -4,31 +4,34 @@ The magnitude bits of an fp32 number order as the number does. ``high`` counts t
 (65,536 buckets), ``low`` the other 15 within one bucket (32,768): two passes over any number of chunks, in
 any order, find any order statistic exactly. Values must be finite.
 
-:mod:`paring.ranks` needs one pass where a sample tells where to look: ``between`` picks the keys in a
-bracket, ``count`` counts them in bins. A *key* (uint32) orders as its number does: the magnitude bits, or of
+:mod:`paring.ranks` needs one pass where a sample tells where to look: ``brackets`` picks the keys in
+brackets, ``count`` counts them in bins. A *key* (uint32) orders as its number does: the magnitude bits, or of
 a signed number its bits made ascending.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from paring import kernels
+
 Counts = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 Keys = npt.NDArray[np.uint32]
+#: row, lowest and highest key
+Bracket = tuple[int, int, int]
 
 HIGH = 65_536
 LOW = 32_768
 
 
 def _run(name: str, device: str, values: F32, *rest: int) -> Counts:
-    module = importlib.import_module(f"paring.kernels.order.{'cpu' if device == 'cpu' else 'gpu'}")
+    module = kernels.module("order", "cpu" if device == "cpu" else "gpu")
     if device == "cpu":
         counts: Counts = getattr(module, name)(values, *rest)
     else:
@@ -47,7 +50,7 @@ def low(values: F32, bucket: int, device: str = "cpu") -> Counts:
 
 
 def _for(values: Any) -> ModuleType:
-    return importlib.import_module(f"{__name__}.{'gpu' if hasattr(values, 'is_cuda') else 'cpu'}")
+    return kernels.module_for("order", values)
 
 
 def keys(values: F32, signed: bool) -> Keys:
@@ -66,9 +69,10 @@ def value(key: int, signed: bool) -> np.float32:
     return bits.view(np.float32)
 
 
-def between(values: F32, signed: bool, low: int, high: int) -> tuple[int, Keys]:
-    """How many of ``values (n,)`` have keys below ``low``, and the keys in ``low .. high``, both included."""
-    found: tuple[int, Keys] = _for(values).between(values, signed, low, high)
+def brackets(values: F32, signed: bool, wanted: Sequence[Bracket]) -> list[tuple[int, Keys]]:
+    """Of each bracket ``(row, low, high)`` how many keys of that row of ``values (rows, k)`` are below
+    ``low``, and the keys in ``low .. high``, both included."""
+    found: list[tuple[int, Keys]] = _for(values).brackets(values, signed, wanted)
     return found
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
-from paring.kernels.order import F32, HIGH, LOW, Counts, Keys
+from paring.kernels.order import F32, HIGH, LOW, Bracket, Counts, Keys
 
 
 def send(values: F32, device: str) -> torch.Tensor:
@@ -33,10 +35,14 @@ def _keys(values: torch.Tensor, signed: bool) -> torch.Tensor:
     return torch.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000)
 
 
-def between(values: torch.Tensor, signed: bool, low: int, high: int) -> tuple[int, Keys]:
+def _between(values: torch.Tensor, signed: bool, low: int, high: int) -> tuple[int, Keys]:
     keys = _keys(values, signed)
     found = keys[(keys >= low) & (keys <= high)].cpu().numpy().astype(np.uint32)
     return int((keys < low).sum()), found
+
+
+def brackets(values: torch.Tensor, signed: bool, wanted: Sequence[Bracket]) -> list[tuple[int, Keys]]:
+    return [_between(values[row], signed, low, high) for row, low, high in wanted]
 
 
 def count(values: torch.Tensor, signed: bool, low: int, shift: int) -> tuple[int, Counts]:

@@ -7,14 +7,14 @@ functions here pick: torch tensors go to ``gpu``, numpy arrays to ``cpu``. ``ten
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
+from paring.kernels import module_for
+
 
 def _for(array: Any) -> Any:
-    name = "gpu" if hasattr(array, "is_cuda") else "cpu"
-    return importlib.import_module(f"paring.kernels.ternary.{name}")
+    return module_for("ternary", array)
 
 
 def threshold(x: Any, t: float) -> tuple[Any, Any]:

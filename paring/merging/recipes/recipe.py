@@ -24,7 +24,7 @@ from paring.sizes import parse_size
 
 _KEYS = (
     "method", "base", "into", "models", "slices", "layers", "tail", "scale", "dtype", "missing", "rank",
-    "carried", "tokenizer", "shard_size", "options", "stages",
+    "carried", "tokenizer", "keep_mask", "shard_size", "options", "stages",
 )  # fmt: skip
 #: words that are looked for at the top of a recipe -> where what they mean is said
 _ELSEWHERE = {
@@ -257,5 +257,6 @@ _SIMPLE: dict[str, Callable[[Node], Any]] = {
     "missing": _choice("refuse", "copy"),
     "rank": _rank,
     "carried": _choice("refuse", "first", "drop"),
+    "keep_mask": _choice("mask", "scale"),
     "shard_size": _size,
 }

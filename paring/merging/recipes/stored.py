@@ -24,7 +24,7 @@ def request_of(recipe: Mapping[str, Any], where: str) -> Request:
 
 def inputs_of(request: Request) -> list[str]:
     """Every input by the name that the request has for it, once."""
-    named = (request.base, request.into, *request.models)
+    named = (request.base, request.into, request.mask, *request.models)
     return list(dict.fromkeys(name for name in named if name is not None))
 
 
@@ -72,7 +72,10 @@ def _stages(value: Any) -> bool:
 #: field -> whether a value can be its
 _SOUND: dict[str, Callable[[Any], bool]] = {
     "models": lambda value: _list_of(_text)(value) and bool(value),
-    **dict.fromkeys(("base", "into", "method", "dtype", "missing", "carried", "tokenizer", "tail"), _text),
+    **dict.fromkeys(
+        ("base", "into", "mask", "method", "dtype", "missing", "carried", "tokenizer", "tail", "keep_mask"),
+        _text,
+    ),
     "weights": _list_of(_weight),
     "patterns": _list_of(_pattern),
     "scale": _number,

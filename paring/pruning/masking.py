@@ -1,0 +1,297 @@
+"""What is done with masks: checked against models, compared, joined, counted, made of zeros."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from paring import atomic
+from paring.checkpoint import write_safetensors
+from paring.dtypes import Stored, numel
+from paring.errors import BadFileError, OptionError
+from paring.merging.models import SPAN
+from paring.plan import thread_count
+from paring.pruning import masks
+from paring.pruning.masks import Bools, MaskFile, open_mask
+from paring.pruning.plan import open_dense
+from paring.pruning.reading import Piece, Reader, keyed, spans
+from paring.pruning.tensors import sort
+from paring.report import Jsonable, Verification
+
+#: groups that :func:`stats` looks for, those that say most first
+_PATTERNS = ((1, 4), (2, 4), (4, 8), (1, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class MaskReport:
+    """One tensor's mask: how many entries stay, what groups keep at most, rows (last axis) that are empty."""
+
+    name: str
+    shape: tuple[int, ...]
+    kept: int
+    density: float
+    pattern: str | None
+    empty_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskStats(Jsonable):
+    """What is in a mask. ``digest`` is the same for the same mask however it was made."""
+
+    command: str = "mask stats"
+    inputs: list[str]
+    elements: int
+    kept: int
+    density: float
+    digest: str
+    tensors: list[MaskReport]
+
+
+@dataclass(frozen=True, slots=True)
+class OverlapReport:
+    """Two masks of one tensor: what both keep, what only one keeps; ``iou`` is both over either."""
+
+    name: str
+    both: int
+    only_first: int
+    only_second: int
+    iou: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskDiff(Jsonable):
+    """How two masks differ, in all and by tensor; ``missing`` names tensors that only one has."""
+
+    command: str = "mask diff"
+    inputs: list[str]
+    both: int
+    only_first: int
+    only_second: int
+    iou: float
+    tensors: list[OverlapReport]
+    missing: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskMade(Jsonable):
+    """A mask that was written."""
+
+    command: str
+    inputs: list[str]
+    output: str
+    elements: int
+    kept: int
+    density: float
+    digest: str
+    warnings: list[str] = field(default_factory=list)
+    seconds: float | None = None
+
+
+def _bits(mask: MaskFile, name: str) -> Iterator[tuple[int, Bools]]:
+    """Which entries stay, span by span, and where each begins."""
+    n = numel(mask.shapes[name])
+    for start in range(0, n, SPAN):
+        yield start, mask.read(name, start, min(start + SPAN, n))
+
+
+def stats(path: Path) -> MaskStats:
+    """Count what a mask keeps. Raises BadFileError."""
+    mask = open_mask(path)
+    tensors = [_counted(mask, name) for name in sorted(mask.shapes)]
+    mask.close()
+    elements, kept = sum(numel(t.shape) for t in tensors), sum(t.kept for t in tensors)
+    share = kept / elements if elements else 1.0
+    return MaskStats(
+        inputs=[str(path)], elements=elements, kept=kept, density=share, digest=mask.digest(), tensors=tensors
+    )
+
+
+def _counted(mask: MaskFile, name: str) -> MaskReport:
+    shape = mask.shapes[name]
+    width = shape[-1]
+    rows = max(8, SPAN // width // 8 * 8) * width
+    kept = empty = 0
+    left = {(keep, of): width % of == 0 for keep, of in _PATTERNS}
+    for start in range(0, numel(shape), rows):
+        bits = mask.read(name, start, min(start + rows, numel(shape))).reshape(-1, width)
+        kept += int(np.count_nonzero(bits))
+        empty += int(np.count_nonzero(~bits.any(axis=1)))
+        for (keep, of), still in left.items():
+            if still:
+                left[keep, of] = bool((bits.reshape(-1, of).sum(axis=1) <= keep).all())
+    found = next((f"{keep}:{of}" for (keep, of), true in left.items() if true), None)
+    return MaskReport(name, shape, kept, kept / numel(shape), found, empty)
+
+
+def diff(first: Path, second: Path) -> MaskDiff:
+    """Compare two masks. Raises BadFileError for those of different models."""
+    a, b = open_mask(first), open_mask(second)
+    common = sorted(a.shapes.keys() & b.shapes.keys())
+    _refuse_unlike([a, b])
+    tensors = []
+    for name in common:
+        both = one = other = 0
+        for (_, x), (_, y) in zip(_bits(a, name), _bits(b, name), strict=True):
+            both += int(np.count_nonzero(x & y))
+            one += int(np.count_nonzero(x & ~y))
+            other += int(np.count_nonzero(y & ~x))
+        tensors.append(OverlapReport(name, both, one, other, _iou(both, one, other)))
+    a.close()
+    b.close()
+    both, one, other = (
+        sum(getattr(t, key) for t in tensors) for key in ("both", "only_first", "only_second")
+    )
+    return MaskDiff(
+        inputs=[str(first), str(second)], both=both, only_first=one, only_second=other,
+        iou=_iou(both, one, other), tensors=tensors, missing=sorted(a.shapes.keys() ^ b.shapes.keys()),
+    )  # fmt: skip
+
+
+def _iou(both: int, one: int, other: int) -> float:
+    either = both + one + other
+    return both / either if either else 1.0
+
+
+def _refuse_unlike(found: Sequence[MaskFile]) -> None:
+    """Raise BadFileError where a tensor has another shape in another mask, or none is in all of them."""
+    if not set.intersection(*(set(mask.shapes) for mask in found)):
+        raise BadFileError(f"{found[0].path} and {found[1].path} mask no tensor in common: of two models?")
+    seen: dict[str, MaskFile] = {}
+    for mask in found:
+        for name, shape in mask.shapes.items():
+            twin = seen.setdefault(name, mask)
+            if twin.shapes[name] != shape or twin.stack(name) != mask.stack(name):
+                raise BadFileError(
+                    f"{name} is {list(twin.shapes[name])} in {twin.path}, {list(shape)} in {mask.path}: "
+                    "masks of different models"
+                )
+
+
+def join(
+    paths: Sequence[Path], output: Path, how: Literal["union", "intersect"], *, overwrite: bool = False
+) -> MaskMade:
+    """Write what any (``union``) or all (``intersect``) of several masks keep. What a mask does not name it
+    keeps. Raises OptionError, BadFileError, OutputError."""
+    started = time.perf_counter()
+    if len(paths) < 2:
+        raise OptionError(f"mask {how}: name two masks or more")
+    atomic.refuse_same_file(output, paths)
+    atomic.refuse_existing(output, overwrite)
+    found = [open_mask(path) for path in paths]
+    _refuse_unlike(found)
+    every = dict.fromkeys(name for mask in found for name in mask.shapes)
+    names = [n for n in every if how == "intersect" or all(n in mask.shapes for mask in found)]
+    fold = np.bitwise_or if how == "union" else np.bitwise_and
+    owners = {name: next(mask for mask in found if name in mask.shapes) for name in names}
+    tensors = [_Masked(name, owners[name].shapes[name], owners[name].stack(name)) for name in names]
+
+    def made() -> Iterator[tuple[str, Stored]]:
+        for name in names:
+            parts = [mask.checkpoint.read(name).data for mask in found if name in mask.shapes]
+            out = parts[0]
+            for part in parts[1:]:
+                out = fold(out, part)
+            yield name, Stored("U8", out)
+
+    _write(output, tensors, made(), overwrite)
+    return _made(f"mask {how}", [str(path) for path in paths], output, started)
+
+
+def extract(model: Path, output: Path, *, overwrite: bool = False) -> MaskMade:
+    """Write the mask of what is not zero in the tensors that prune would prune. Raises as prune does."""
+    started = time.perf_counter()
+    with open_dense(model) as checkpoint:
+        atomic.refuse_same_file(output, [model, *checkpoint.inputs])
+        atomic.refuse_existing(output, overwrite)
+        targets, _ = sort(checkpoint, checkpoint.config("config.json") or {})
+        reader = Reader(checkpoint, targets, 1)
+
+        def made() -> Iterator[tuple[str, Stored]]:
+            for index, target in enumerate(targets):
+                rows = [np.empty(0, np.uint8) for _ in range(target.stack)]
+                for piece in spans(index, target):
+                    packed = np.packbits(keyed(reader.values(piece)) != 0, bitorder="little")
+                    rows[piece.number] = np.concatenate([rows[piece.number], packed])
+                yield target.name, Stored("U8", np.stack(rows))
+
+        try:
+            _write(output, targets, made(), overwrite)
+        finally:
+            reader.close()
+    return _made("mask extract", [str(model)], output, started)
+
+
+@dataclass(frozen=True, slots=True)
+class _Masked:
+    name: str
+    shape: tuple[int, ...]
+    stack: int
+
+
+def _write(
+    output: Path, tensors: Sequence[masks.Masked], made: Iterator[tuple[str, Stored]], overwrite: bool
+) -> None:
+    specs, metadata = masks.specs(tensors)
+    write_safetensors(output, made, metadata, layout=specs, overwrite=overwrite)
+
+
+def _made(command: str, inputs: list[str], output: Path, started: float) -> MaskMade:
+    found = stats(output)
+    return MaskMade(
+        command=command, inputs=inputs, output=str(output), elements=found.elements, kept=found.kept,
+        density=found.density, digest=found.digest, seconds=time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def verify(
+    path: Path, model: Path | None = None, *, keep: int | None = None, of: int | None = None,
+    threads: int | None = None,
+) -> Verification:  # fmt: skip
+    """Whether ``model`` is zero wherever the mask says so; and whether the mask keeps at most ``keep`` of
+    every ``of`` neighbours along the last axis. Raises BadFileError for a mask of another model."""
+    mask = open_mask(path)
+    found = Verification(inputs=[str(path), *([str(model)] if model else [])])
+    if keep is not None and of is not None:
+        for name, shape in sorted(mask.shapes.items()):
+            _groups(found, mask, name, shape, keep, of)
+    if model is not None:
+        with open_dense(model) as checkpoint:
+            targets, _ = masks.of_mask(mask, checkpoint)
+            reader = Reader(checkpoint, targets, thread_count(threads))
+
+            def wrong(piece: Piece) -> int:
+                kept = mask.read(targets[piece.index].name, piece.start, piece.stop)
+                return int(np.count_nonzero((keyed(reader.values(piece)) != 0) & ~kept))
+
+            pieces = [piece for i, target in enumerate(targets) for piece in spans(i, target)]
+            counts = [0] * len(targets)
+            for piece, count in zip(pieces, reader.visit(wrong, pieces), strict=True):
+                counts[piece.index] += count
+            reader.close()
+        for target, count in zip(targets, counts, strict=True):
+            what = f"{target.name} is zero where it is masked"
+            if count:
+                found.failed.append(f"{what}: {count:,} entries are not")
+            else:
+                found.passed.append(what)
+    mask.close()
+    return found
+
+
+def _groups(
+    found: Verification, mask: MaskFile, name: str, shape: tuple[int, ...], keep: int, of: int
+) -> None:
+    what = f"{name} keeps {keep} of {of}"
+    if shape[-1] % of:
+        found.failed.append(f"{what}: {shape[-1]} entries along the last axis do not divide by {of}")
+        return
+    step, bad = max(1, SPAN // of) * of, 0
+    for start in range(0, numel(shape), step):
+        bits = mask.read(name, start, min(start + step, numel(shape)))
+        bad += int(np.count_nonzero(bits.reshape(-1, of).sum(axis=1) > keep))
+    (found.failed if bad else found.passed).append(f"{what}: {bad:,} groups keep more" if bad else what)

@@ -1,0 +1,66 @@
+"""What OWL keeps of every matrix: :mod:`paring.pruning.outliers` in two passes, for means and outliers."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from paring.pruning import inputs, outliers, sparsity
+from paring.pruning.matrix import Budget
+from paring.pruning.plan import PrunePlan
+from paring.pruning.reading import Piece, Reader, slabs
+from paring.pruning.scoring import Scorer
+from paring.pruning.statistics import Statistics
+from paring.stream import in_order
+
+
+def budgets(plan: PrunePlan, reader: Reader, stats: Statistics | None) -> dict[str, Budget]:
+    """Of every matrix that has no budget of its own. All matrices of a block have its density; their sum is
+    exact, but where each row is to have the whole part of it.
+    """
+    assert plan.share is not None, "planning has refused others"
+    whole = [piece for index, target in enumerate(plan.targets) for piece in slabs(index, target, True)]
+    pieces = [piece for piece in whole if plan.targets[piece.index].name not in plan.fixed]
+    blocks = [outliers.block_of(plan.targets[piece.index].name) for piece in pieces]
+    sizes = [piece.stop - piece.start for piece in pieces]
+    keeps = _of_blocks(plan, Scorer(plan, reader, stats, {}), pieces, blocks, sizes)
+    wanted = [keeps[block][0] / keeps[block][1] * n for block, n in zip(blocks, sizes, strict=True)]
+    rounded = sparsity.rounded(wanted, sum(keep for keep, _ in keeps.values()), sizes)
+    found = {}
+    for piece, keep in zip(pieces, rounded, strict=True):
+        target = plan.targets[piece.index]
+        row = target.inn - sparsity.pruned(1 - Fraction(keep, target.size), target.inn)
+        budget = Budget(row, row=True) if plan.request.scope == "row" else Budget(keep)
+        found[target.matrix(piece.number)] = budget
+    return found
+
+
+def _of_blocks(
+    plan: PrunePlan, scorer: Scorer, pieces: list[Piece], blocks: list[str], sizes: list[int]
+) -> dict[str, tuple[int, int]]:
+    """How many entries each block keeps, and how many it has."""
+    request, threads = plan.request, plan.threads
+    entries = dict.fromkeys(blocks, 0)
+    for block, n in zip(blocks, sizes, strict=True):
+        entries[block] += n
+
+    def total(piece: Piece) -> float:
+        matrix = scorer.matrix(piece)
+        return outliers.total(matrix.weights, inputs.norms(matrix))
+
+    sums = dict.fromkeys(blocks, 0.0)
+    for block, found in zip(blocks, in_order(total, pieces, threads), strict=True):
+        sums[block] += found
+
+    def count(pair: tuple[Piece, str]) -> int:
+        matrix = scorer.matrix(pair[0])
+        above = request.outliers * sums[pair[1]] / entries[pair[1]]
+        return outliers.outliers(matrix.weights, inputs.norms(matrix), above)
+
+    counts = dict.fromkeys(blocks, 0)
+    pairs = list(zip(pieces, blocks, strict=True))
+    for block, number in zip(blocks, in_order(count, pairs, threads), strict=True):
+        counts[block] += number
+    shares = [counts[block] / n for block, n in entries.items()]
+    assert plan.share is not None, "planning has refused others"
+    keeps = outliers.share_out(shares, list(entries.values()), plan.share, request.spread)
+    return {block: (keep, n) for keep, (block, n) in zip(keeps, entries.items(), strict=True)}

@@ -1,0 +1,56 @@
+"""Recipes of pruning as files hold them, and back: JSON of :meth:`~paring.pruning.request.Request.recipe`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from paring.errors import BadFileError
+from paring.pruning.request import Request
+
+
+def request_of(recipe: Mapping[str, Any], where: str) -> Request:
+    """The request that a recipe is of. Raises BadFileError, beginning with ``where``, for what is none."""
+    told = {key: value for key, value in recipe.items() if key not in ("paring", "command")}
+    for key, value in told.items():
+        if key not in _SOUND:
+            raise BadFileError(f"{where}: its recipe has {key!r}, which this version does not know")
+        if not _SOUND[key](value):
+            raise BadFileError(f"{where}: its recipe makes no sense: {key} is {str(value)[:80]}")
+    if "model" not in told:
+        raise BadFileError(f"{where}: its recipe names no model")
+    sound: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in told.items()}
+    return Request(**sound)
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
+def _whole(value: object) -> bool:
+    return type(value) is int
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _options(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+#: field -> whether a value can be its
+_SOUND: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(
+        ("model", "method", "sparsity", "scope", "allocate", "lines", "tail", "stats", "mask"), _text
+    ),
+    **dict.fromkeys(("include", "exclude"), _texts),
+    **dict.fromkeys(("keep", "of", "shard_size"), _whole),
+    **dict.fromkeys(("budgets", "options"), _options),
+    **dict.fromkeys(("outliers", "spread"), _number),
+    "refit": lambda value: isinstance(value, bool),
+}

@@ -1,0 +1,129 @@
+"""Low-rank updates of a pruned matrix as torch parametrisations (PERP, arXiv:2312.15230; PST, IJCAI 2022).
+
+With W pruned to the mask M, A ``(rank, in)``, B ``(out, rank)`` and ``s = alpha / rank``:
+
+    ============  =======================  ======================================================
+    kind          while training           merged
+    ============  =======================  ======================================================
+    lora          W + s BA                 not: the adapter stays beside the sparse weights
+    loraprune     W + s BA                 W + s (M * BA): what left the mask is lost in one jump
+    masklora      W + s (M * BA)           the same
+    scalelora     W * BA                   the same
+    ============  =======================  ======================================================
+
+Everything is fp32. ScaleLoRA begins at BA = 1 exactly, with one rank of ones; the published A = B = 1 /
+sqrt(rank) gives all ranks the same gradient for ever, so that BA never leaves rank 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from paring.retraining.kinds import Kind
+
+
+class Adapter(nn.Module):
+    """One update of a weight ``(out, in)``, ``(in, out)`` with ``turned``; ``mask`` has the same shape."""
+
+    mask: torch.Tensor | None
+
+    def __init__(
+        self,
+        kind: Kind,
+        weight: torch.Tensor,
+        mask: torch.Tensor | None,
+        rank: int,
+        alpha: float,
+        generator: torch.Generator,
+        turned: bool = False,
+    ) -> None:
+        super().__init__()
+        rows, columns = weight.shape[::-1] if turned else weight.shape
+        self.kind, self.turned, self.scale = kind, turned, alpha / rank
+        self.register_buffer("mask", mask, persistent=False)
+        # LoRA's own beginning: uniform within 1 / sqrt(in), and zero
+        a = (2 * torch.rand(rank, columns, generator=generator) - 1) / math.sqrt(columns)
+        b = torch.zeros(rows, rank)
+        if kind == "scalelora":
+            a[0], b[:, 0] = 1, 1
+        self.a, self.b = (nn.Parameter(factor.to(weight.device)) for factor in (a, b))
+
+    def product(self) -> torch.Tensor:
+        """BA, laid out as the weight is."""
+        return self.a.T @ self.b.T if self.turned else self.b @ self.a
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        product = self.product()
+        if self.kind == "scalelora":
+            return weight * product
+        if self.kind == "masklora" and self.mask is not None:
+            product = product * self.mask
+        return torch.add(weight, product, alpha=self.scale)
+
+    def merged(self, weight: torch.Tensor) -> torch.Tensor:
+        """The new weight, exactly zero outside the mask; for ``lora`` the old one."""
+        if self.kind == "lora":
+            return weight.clone()
+        found: torch.Tensor = self(weight)
+        return found if self.mask is None else found.masked_fill(~self.mask, 0)
+
+
+class Pst(nn.Module):
+    """Parameter-efficient sparsity: a low-rank update and a mask by learned low-rank importance.
+
+    ``W' = W + beta UV``, ``S = |W'| + alpha1 AB + alpha2 (R 1^T + 1 C^T)``; all but the ``drop`` lowest S are
+    kept, and S gets the gradient of the mask straight through. With no step taken it prunes by magnitude.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        generator: torch.Generator,
+        rank: int = 8,
+        score_rank: int = 8,
+        beta: float = 1.0,
+        alpha1: float = 1.0,
+        alpha2: float = 1.0,
+    ) -> None:
+        super().__init__()
+        rows, columns = weight.shape
+        self.beta, self.alpha1, self.alpha2 = beta, alpha1, alpha2
+        self.drop = 0
+
+        def drawn(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(shape, generator=generator).to(weight.device))
+
+        def zeros(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(shape, device=weight.device))
+
+        self.u, self.v = drawn(rows, rank), zeros(rank, columns)
+        self.a, self.b = drawn(rows, score_rank), zeros(score_rank, columns)
+        self.r, self.c = zeros(rows, 1), zeros(1, columns)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        updated, scores = self._parts(weight)
+        if not self.drop:
+            return updated
+        return updated * (self.mask(weight) + scores - scores.detach())
+
+    @torch.no_grad()
+    def mask(self, weight: torch.Tensor) -> torch.Tensor:
+        """True where kept: all but the ``drop`` lowest scores, ties by position."""
+        scores = self._parts(weight)[1].flatten()
+        kept = torch.ones_like(scores, dtype=torch.bool)
+        kept[scores.sort(stable=True).indices[: self.drop]] = False
+        return kept.reshape(weight.shape)
+
+    @torch.no_grad()
+    def merged(self, weight: torch.Tensor) -> torch.Tensor:
+        """``M * W'``: exactly ``drop`` zeros; the scores have done their work."""
+        updated, _ = self._parts(weight)
+        return updated.masked_fill(~self.mask(weight), 0)
+
+    def _parts(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        updated = torch.add(weight, self.u @ self.v, alpha=self.beta)
+        scores = updated.abs() + self.alpha1 * (self.a @ self.b) + self.alpha2 * (self.r + self.c)
+        return updated, scores

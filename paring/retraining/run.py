@@ -1,0 +1,177 @@
+"""Retraining from folder to folder: checked first, trained with checkpoints, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paring import registry
+from paring.atomic import atomic_folder, refuse_folder, refuse_same_file, target_of
+from paring.checkpoint import Checkpoint, open_checkpoint
+from paring.devices import pick
+from paring.errors import OptionError, OutputError
+from paring.language import torch_threads
+from paring.report import Retraining, peak_rss_bytes
+
+_log = logging.getLogger("paring")
+_RECIPE = "recipe.json"
+
+
+def load(name: str) -> registry.Method:
+    """The recipe ``name``. Raises OptionError for what there is not, or does not retrain."""
+    found = registry.load("prune", name)
+    if found.sees != "model":
+        raise OptionError(
+            f"--retrain {name} is a way to prune, not to retrain: expected {', '.join(names())}"
+        )
+    return found
+
+
+def names() -> list[str]:
+    """The recipes there are."""
+    return [name for name in registry.names("prune") if registry.load("prune", name).sees == "model"]
+
+
+def retrain(
+    pruned: str | Path,
+    output: str | Path,
+    *,
+    data: str | Path,
+    recipe: str = "perp",
+    options: Mapping[str, Any] | None = None,
+    dense: str | Path | None = None,
+    masks: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    pattern: tuple[int, int] | None = None,
+    length: int = 512,
+    field: str = "text",
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    overwrite: bool = False,
+    facts: Mapping[str, Any] | None = None,
+) -> Retraining:
+    """Retrain the pruned model of a folder on text, inside its masks, and write the folder ``output``.
+
+    Args:
+        pruned: a folder that transformers loads; dense: the one it was pruned from, where the recipe needs it
+        data: a text file, a folder of them, or a data set on the Hub; see :mod:`.text`
+        recipe: perp, reconstruct, pst or pdp; options: its own
+        masks: by tensor of the file, true where kept; by default what is exactly zero was pruned
+        pattern: (keep, of) where the masks are N:M; length: tokens of a window
+        facts: what the result's recipe tells beside this: how ``pruned`` was just made of ``dense``
+
+    A run that was killed is taken up again by the same call; its checkpoints are in ``.OUTPUT.retraining``.
+    Raises ParingError; nothing is left half written.
+    """
+    started = time.perf_counter()
+    method = load(recipe)
+    chosen = method.parse(options or {})
+    place = "cuda" if device == "auto" and _has_cuda() else pick(device)
+    target = target_of(output)
+    refuse_folder(target, overwrite, None)
+    sources = [open_checkpoint(path) for path in (pruned, dense) if path is not None]
+    refuse_same_file(target, [file for source in sources for file in source.inputs])
+    told = {
+        "command": "retrain", "method": recipe, "pruned": str(pruned),
+        "dense": None if dense is None else str(dense), "data": str(data), "length": length, "seed": seed,
+        "pattern": pattern, "options": chosen,
+        **(facts or {}),
+    }  # fmt: skip
+
+    from paring.retraining import text
+    from paring.retraining.fitting import Keeper
+    from paring.retraining.pupil import open_pupil
+    from paring.retraining.writing import write
+
+    home = target.with_name(f".{target.name}.retraining")
+    stated = sources[1:] if facts else sources  # what was just pruned is told by the facts
+    _claim(home, _fingerprint(told, stated, place, masks), target, overwrite)
+    with torch_threads(threads):
+        pupil = open_pupil(
+            pruned, text.read(data, field=field), length=length, dense=dense, masks=masks, pattern=pattern,
+            seed=seed, device=place,
+        )  # fmt: skip
+        pupil.keeper = Keeper(home)
+        _log.info("%s: %d windows of %d tokens", recipe, *pupil.data.shape)
+        method.function(pupil, **chosen)
+        with atomic_folder(target, overwrite) as folder:
+            counts = write(pupil, folder, told)
+    shutil.rmtree(home, ignore_errors=True)
+    warnings = []
+    if counts["lost"]:
+        share = counts["lost"] / counts["trained"]
+        warnings.append(f"{counts['lost']:,} updates ({share:.1%}) were lost in rounding to the file's dtype")
+    if extra := counts["zeros"] - counts["pruned"]:
+        warnings.append(f"{extra:,} entries that were not pruned are zero too")
+    return Retraining(
+        command="retrain",
+        inputs=[str(path) for path in (pruned, dense) if path is not None],
+        output=str(output),
+        method=recipe,
+        recipe=told,
+        bytes_in=sources[0].nbytes,
+        bytes_out=sum(file.stat().st_size for file in target.rglob("*.safetensors")),
+        warnings=warnings,
+        parameters=pupil.parameters,
+        trained=pupil.notes.get("trained"),
+        reconstructed=pupil.notes.get("reconstructed"),
+        tokens=pupil.data.size,
+        losses=pupil.notes.get("losses"),
+        block_errors=pupil.notes.get("block_errors"),
+        gaps=pupil.notes.get("gaps"),
+        sparsity=counts["zeros"] / counts["prunable"] if counts["prunable"] else 0.0,
+        pruned=counts["pruned"],
+        seconds=time.perf_counter() - started,
+        peak_rss_bytes=peak_rss_bytes(),
+        device=place,
+    )
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _fingerprint(
+    told: Mapping[str, Any],
+    sources: list[Checkpoint],
+    device: str,
+    masks: Mapping[str, np.ndarray[Any, Any]] | None,
+) -> str:
+    """What tells this run from others: options, and the state of the files it reads."""
+    facts: list[Any] = [dict(told), device]
+    for source in sources:
+        facts.extend([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in source.inputs)
+    data = Path(str(told["data"]))
+    for file in sorted(data.rglob("*")) if data.is_dir() else [data]:
+        if file.is_file():
+            facts.append([str(file), file.stat().st_size, file.stat().st_mtime_ns])
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    for name in sorted(masks or {}):
+        digest.update(name.encode() + np.packbits((masks or {})[name]).tobytes())
+    return digest.hexdigest()
+
+
+def _claim(home: Path, fingerprint: str, target: Path, overwrite: bool) -> None:
+    """Checkpoints of another run are refused, or with ``overwrite`` removed."""
+    note = home / _RECIPE
+    if home.exists():
+        if note.exists() and json.loads(note.read_text(encoding="utf-8")) == {"fingerprint": fingerprint}:
+            return
+        if not overwrite and any(home.glob("*.pt")):
+            raise OutputError(
+                f"{target} was begun by a run with other inputs or options, whose checkpoints are in {home}: "
+                "run that one again, or add --overwrite to start afresh"
+            )
+        shutil.rmtree(home)
+    home.mkdir(parents=True)
+    note.write_text(json.dumps({"fingerprint": fingerprint}), encoding="utf-8")

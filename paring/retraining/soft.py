@@ -1,0 +1,112 @@
+"""Training that finds its masks as it goes, from the dense weights: PDP and PST on a model in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn.utils import parametrize
+
+from paring.errors import OptionError
+from paring.pruning.relaxing import Pdp
+from paring.pruning.schedules import cubic
+from paring.retraining.adapters import Pst
+from paring.retraining.fitting import Fit, fit
+from paring.retraining.pupil import Pupil
+
+
+def train_soft(
+    pupil: Pupil, attach: Callable[[dict[str, int]], Pdp], how: Fit, size: int, span: tuple[float, float]
+) -> None:
+    """Train all weights by the model's loss under the soft masks that ``attach`` puts on.
+
+    They are dense before the first share of ``span``, their targets rise linearly until the second, and from
+    there the masks are hard. Notes the discretisation gap at that moment. Raises OptionError for a model with
+    pruned tensors that are no layers.
+    """
+    _check_span(span)
+    targets = _start(pupil)
+    own = dict(pupil.model.named_parameters())
+    pdp = attach(targets)
+    first, last = (round(share * how.steps) for share in span)
+
+    def before_step(step: int) -> None:
+        if step >= last and not _hard(pdp):
+            pupil.notes["gaps"] = pdp.gap()
+            pdp.harden()
+        elif step >= first and step < last:
+            pdp.progress((step - first + 1) / max(1, last - first))
+
+    pupil.model.train()
+    pupil.model.requires_grad_(True)
+    losses = fit(list(own.values()), pupil.loss(size), how, label="retraining", before_step=before_step)
+    if not _hard(pdp):
+        pupil.notes["gaps"] = pdp.gap()
+    pupil.masks |= pdp.harden()
+    pdp.bake()
+    pupil.changed |= set(own)
+    pupil.notes |= {"trained": sum(p.numel() for p in own.values()), "losses": losses}
+
+
+def train_pst(
+    pupil: Pupil, rank: int, score_rank: int, how: Fit, size: int, span: tuple[float, float]
+) -> None:
+    """Train PST's factors on every pruned matrix, the counts on the cubic schedule over ``span``."""
+    _check_span(span)
+    if pupil.pattern is not None:
+        raise OptionError("PST ranks whole matrices and cannot keep N of M: use perp or reconstruct")
+    targets = _start(pupil)
+    pupil.model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(pupil.seed)
+    layers = {name: layer for name, layer in pupil.layers.items() if name in targets}
+    parts = {name: Pst(layer.weight.detach(), generator, rank, score_rank) for name, layer in layers.items()}
+    for name, layer in layers.items():
+        parametrize.register_parametrization(layer.module, layer.attribute, parts[name])
+    first, last = (share * how.steps for share in span)
+
+    def before_step(step: int) -> None:
+        share = cubic((step - first) / max(1.0, last - first), 1.0)
+        for name, part in parts.items():
+            part.drop = round(share * targets[name])
+
+    trained = [parameter for part in parts.values() for parameter in part.parameters()]
+    pupil.model.train()
+    losses = fit(
+        trained, pupil.loss(size), how, keeper=pupil.keeper, label="retraining", before_step=before_step
+    )
+    with torch.no_grad():
+        for name, layer in layers.items():
+            part = parts[name]
+            part.drop = targets[name]
+            original = layer.module.parametrizations[layer.attribute].original  # type: ignore[index, union-attr]
+            merged, mask = part.merged(original), part.mask(original)
+            parametrize.remove_parametrizations(layer.module, layer.attribute, leave_parametrized=False)
+            layer.weight.copy_(merged)
+            pupil.masks[name] = mask
+    pupil.changed |= set(layers)
+    pupil.notes |= {"trained": sum(p.numel() for p in trained), "losses": losses}
+
+
+def _start(pupil: Pupil) -> dict[str, int]:
+    """Put the dense weights back; by name, how many entries are to go."""
+    pupil.loss(1)  # refuses what has no loss
+    targets = {name: int((~mask).sum()) for name, mask in pupil.masks.items()}
+    if not targets:
+        raise OptionError("nothing is pruned, so there are no masks to learn")
+    if other := sorted(targets.keys() - pupil.layers.keys()):
+        raise OptionError(f"{other[0]} is no linear layer or convolution: its mask cannot be learned here")
+    with torch.no_grad():
+        for name, weight in pupil.dense_weights(targets).items():
+            pupil.model.get_parameter(name).copy_(weight)
+    return targets
+
+
+def _check_span(span: tuple[float, float]) -> None:
+    if not 0 <= span[0] <= span[1] <= 1:
+        raise OptionError(
+            f"pruning from {span[0]:g} to {span[1]:g} of the steps: expected 0 <= from <= to <= 1"
+        )
+
+
+def _hard(pdp: Pdp) -> bool:
+    return any(mask.hard is not None for mask in pdp.masks.values())
