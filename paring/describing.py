@@ -5,7 +5,6 @@ Everything here is in the result, so that a card can be made when it is written 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,25 +16,17 @@ from paring.errors import BadFileError, OptionError, UnsupportedError
 from paring.hub.names import Ref, parse
 from paring.merging.record import RECIPE
 from paring.retyping import command_of
+from paring.snippets import config_in, library_of, loading_code
 from paring.untrusted import parse_json
 
 if TYPE_CHECKING:
     from paring.report import Inspection, ModuleReport
 
-#: how code on a card calls the folder that the card is in, until it is pushed
-HERE = "PATH/TO/THIS/FOLDER"
 _ROWS = 8  # modules on a card: those that lost most
 #: what was done, by command
 _PAST = {"prune": "Pruned", "shrink": "Shrunk"}
 #: what a packed file tells of itself -> digits behind the point
 _FIGURES = (("ratio", 1), ("error", 4))
-_AUTO = (
-    ("ForCausalLM", "AutoModelForCausalLM"), ("LMHeadModel", "AutoModelForCausalLM"),
-    ("ForSequenceClassification", "AutoModelForSequenceClassification"),
-    ("ForTokenClassification", "AutoModelForTokenClassification"),
-    ("ForQuestionAnswering", "AutoModelForQuestionAnswering"),
-    ("ForConditionalGeneration", "AutoModelForSeq2SeqLM"), ("ForMaskedLM", "AutoModelForMaskedLM"),
-)  # fmt: skip
 
 
 def merged(
@@ -69,7 +60,7 @@ def merged(
             method=_method("merge", recipe.get("method")),
             facts=facts,
             tables=_modules(modules),
-            loading=_loading(library, base, config),
+            loading=loading_code(library, base, config),
             recipe=recipe,
         )
     )
@@ -93,7 +84,7 @@ def extracted(
             command=command_of(recipe, "OUT"),
             facts=facts,
             tables=_modules(modules),
-            loading=_loading("peft", base, None),
+            loading=loading_code("peft", base, None),
             recipe=recipe,
         )
     )
@@ -116,7 +107,7 @@ def pared(recipe: Mapping[str, Any], folder: Path, facts: Sequence[tuple[str, st
             command=command_of(recipe, "OUT"),
             method=_method("prune", recipe["method"]) if "method" in recipe else "",
             facts=facts,
-            loading=_loading(library_of(folder), None, config_in(folder)),
+            loading=loading_code(library_of(folder), None, config_in(folder)),
             recipe=recipe,
         )
     )
@@ -239,37 +230,6 @@ def _modules(modules: Sequence[ModuleReport]) -> list[tuple[Sequence[str], Seque
     return [(["module" + many, "shape", "rank", "error"], rows)]
 
 
-def _loading(library: str | None, base: str | None, config: Mapping[str, Any] | None) -> str:
-    """Code that loads a result."""
-    if library == "peft":
-        lines = [
-            "from peft import PeftModel", "from transformers import AutoModel", "",
-            f'base = AutoModel.from_pretrained("{base or "BASE"}")',
-            f'model = PeftModel.from_pretrained(base, "{HERE}")',
-        ]  # fmt: skip
-    elif library == "sentence-transformers":
-        lines = [
-            "from sentence_transformers import SentenceTransformer", "",
-            f'model = SentenceTransformer("{HERE}")',
-        ]  # fmt: skip
-    elif library == "transformers":
-        told = " ".join(map(str, (config or {}).get("architectures") or ()))
-        kind = next((auto for ending, auto in _AUTO if ending in told), "AutoModel")
-        lines = [f"from transformers import {kind}", "", f'model = {kind}.from_pretrained("{HERE}")']
-    else:
-        return ""
-    return "```python\n" + "\n".join(lines) + "\n```"
-
-
-def library_of(folder: Path) -> str | None:
-    """Which library loads what is in a folder: by its configuration."""
-    if (folder / "adapter_config.json").exists():
-        return "peft"
-    if (folder / "modules.json").exists():
-        return "sentence-transformers"
-    return "transformers" if (folder / "config.json").exists() else None
-
-
 def _recipe_in(path: Path) -> dict[str, Any] | None:
     """The recipe in the metadata of a file, if there is a sound one."""
     try:
@@ -297,9 +257,3 @@ def _told(model: str) -> str:
         return f"`{Path(model).name}`"
     at = f"/tree/{ref.revision}" if ref.revision else ""
     return f"[{ref.repo}](https://huggingface.co/{ref.repo}{at})"
-
-
-def config_in(folder: Path) -> dict[str, Any] | None:
-    """``config.json`` of a folder that we have just written."""
-    path = folder / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import paring
-from paring import card, describing
+from paring import card, describing, snippets
 from paring.card import Evaluation
 from paring.errors import BadFileError, HubError, OptionError
 from paring.hub import client
@@ -192,7 +192,7 @@ def _card(paths: Sequence[Path], found: dict[str, Path], push: Push) -> str:
         text = describing.of_files(paths, push.repo)
     else:
         text = describing.of_file(paths[0], push.repo)
-    text = text.replace(describing.HERE, push.repo)
+    text = text.replace(snippets.HERE, push.repo)
     header, _ = card.split(text)
     base = header.get("base_model") or []
     licence = None if "license" in header else _licence([base] if isinstance(base, str) else base)

@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from paring import atomic, describing
+from paring import atomic, describing, snippets
 from paring.dtypes import TORCH, Stored, itemsize, numel
 from paring.errors import UnsupportedError
 from paring.merging import record, tasks
@@ -213,8 +213,8 @@ def _beside(plan: MergePlan, folder: Path, unmoved: int) -> None:
         ("updates lost in rounding", f"{unmoved:,} of {sum(target.numel for target in plan.targets):,}"),
     ]
     text = describing.merged(
-        plan.recipe, library=describing.library_of(folder), facts=facts,
-        config=describing.config_in(folder), folders=[model.folder for model in plan.models if model],
+        plan.recipe, library=snippets.library_of(folder), facts=facts,
+        config=snippets.config_in(folder), folders=[model.folder for model in plan.models if model],
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
 
