@@ -184,6 +184,20 @@ def test_nothing_is_pushed_in_a_dry_run(hub: HubServer, tmp_path: Path) -> None:
     assert done.returncode == 1 and "me may not write there" in done.stderr and not (tmp_path / "x").exists()
 
 
+def test_a_pruned_model(hub: HubServer, tmp_path: Path) -> None:
+    put(hub, "lab/model", put_model(tmp_path / "model", BASE))
+    done = paring(
+        "prune", "lab/model", "--sparsity", ".5", "-o", tmp_path / "out", "--push-to-hub", "me/sparse", "--json"
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["pushed"]["url"] == f"{hub.url}/me/sparse"
+    told = header(held(hub, "me/sparse")["README.md"])
+    assert told["base_model"] == ["lab/model"] and told["library_name"] == "transformers"
+    commit = hub.store.repos["lab/model"].branches["main"]
+    assert f"prune lab/model@{commit} --method".encode() in held(hub, "me/sparse")["README.md"]
+    assert api.inspect("me/sparse").elements == api.inspect("lab/model").elements
+
+
 def test_what_cannot_be_meant(hub: HubServer, tmp_path: Path) -> None:
     for arguments, text in (
         (("compress", ADAPTERS / "rotten", "--create-pr"), "--create-pr needs --push-to-hub ID"),

@@ -211,6 +211,15 @@ def test_no_room_for_a_download(hub: HubServer, models: list[str], monkeypatch: 
     assert not weights_read(hub)
 
 
+def test_a_branch_that_moves_meanwhile_is_one_commit(
+    hub: HubServer, models: list[str], tmp_path: Path
+) -> None:
+    first = located("lab/a")
+    put(hub, "lab/a", put_model(tmp_path / "new", arrays(7, BASE), "BF16"))
+    assert located("lab/a") == located("hf://lab/a") == first
+    assert located(f"lab/a@{_commit(hub, 'lab/a')}") != first
+
+
 def test_damage_in_a_header_is_told_by_name(hub: HubServer, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"<html>not found</html>" * 9)
     put(hub, "lab/bad", tmp_path)
