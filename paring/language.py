@@ -70,6 +70,8 @@ def load_model(home: Path, *, dtype: str = "fp32", device: str = "cpu", causal: 
             )
         if causal and not name.endswith(("CausalLM", "LMHeadModel")):
             raise UnsupportedError(f"{home}: {name} does not predict the next token, so it has no perplexity")
+        with open_checkpoint(home) as checkpoint:
+            checkpoint.fetch()
         try:
             model, info = kind.from_pretrained(
                 home, dtype=kinds[dtype], local_files_only=True, output_loading_info=True

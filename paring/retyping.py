@@ -12,19 +12,21 @@ from paring.outputs import SHARD_BYTES
 _PLACED = (
     "paring", "command", "model", "models", "method", "options", "source", "sources", "stages", "tuned",
 )  # fmt: skip
-#: keys that no command line can say: the recipe must
+#: keys of a merge that no command line can say: the recipe must
 _ONLY_RECIPE = ("stages", "patterns", "layers", "tail")
 #: what goes without saying
-_DEFAULTS = {"scale": 1.0, "carried": "refuse", "carry": "lossless", "others": "report", "missing": "refuse",
-             "shard_size": SHARD_BYTES}  # fmt: skip
+_DEFAULTS = {
+    "scale": 1.0, "carried": "refuse", "carry": "lossless", "others": "report", "missing": "refuse",
+    "shard_size": SHARD_BYTES, "tail": "error", "allocate": "uniform", "layers_by": "even",
+}  # fmt: skip
 
 
 def command_of(recipe: Mapping[str, Any], output: str) -> str | None:
     """What to type to make a result again; None where only its recipe can say it."""
     spread = any(isinstance(weight, list | tuple) for weight in recipe.get("weights") or ())
-    if spread or any(recipe.get(key) for key in _ONLY_RECIPE):
-        return None
     told = str(recipe.get("command"))
+    if spread or (told == "merge" and any(recipe.get(key) for key in _ONLY_RECIPE)):
+        return None
     words = [told] if told in ("compress", "merge", "prune") else ["paring", told]
     inputs = [recipe.get(key) for key in ("source", "tuned", "model")]
     words += recipe.get("models") or recipe.get("sources") or [name for name in inputs if name] or ["SOURCE"]

@@ -170,3 +170,25 @@ def test_what_no_command_line_can_say() -> None:
         {"layers": [[0, 1]]},
     ):
         assert command_of({**told, **more}, "OUT") is None
+
+
+def test_commands_of_other_kinds() -> None:
+    told = {"command": "prune", "model": "a/b", "sparsity": "0.5", "tail": "error", "budgets": {"x*": "0.1"}}
+    more = {"method": "magnitude", "include": ["p*", "q*"], "refit": True}
+    assert command_of({**told, **more}, "OUT") == (
+        "prune a/b --method magnitude --sparsity 0.5 --budget 'x*=0.1' --include 'p*' --include 'q*' --refit "
+        "-o OUT"
+    )
+    told = {"command": "shrink", "model": "m", "layers": 2, "drop_layers": [0, 3], "layers_by": "even"}
+    assert command_of(told, "OUT") == "paring shrink m --layers 2 --drop-layers 0,3 -o OUT"
+    told = {
+        "command": "extract",
+        "tuned": "t",
+        "base": "b",
+        "energy": 0.9,
+        "modules": ["*q", "*k"],
+        "others": "carry",
+    }
+    assert command_of(told, "OUT") == (
+        "paring extract t --base b --energy 0.9 --modules '*q' --modules '*k' --others carry -o OUT"
+    )

@@ -71,3 +71,17 @@ def test_peft_and_transformers_load_what_was_pushed(hub: HubServer, transport: s
     found = peft.get_peft_model_state_dict(tuned, save_embedding_layers=False)
     there = api.load(tmp_path / "lora")
     assert found.keys() == there.keys() and all(torch.equal(found[name], there[name]) for name in there)
+
+
+def test_a_model_from_the_hub_is_run(hub: HubServer, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from tests import running
+
+    put(hub, "lab/llama", running.put(tmp_path / "llama"))
+    text = tmp_path / "text.txt"
+    text.write_text(running.TEXT)
+    here = api.evaluate(tmp_path / "llama", text, window=16)
+    there = api.evaluate("lab/llama", text, window=16)
+    assert here.perplexity == there.perplexity
+    api.calibrate("lab/llama", text, tmp_path / "stats.safetensors", window=16, samples=2)
+    assert (tmp_path / "stats.safetensors").exists()

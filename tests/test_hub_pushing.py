@@ -187,7 +187,8 @@ def test_nothing_is_pushed_in_a_dry_run(hub: HubServer, tmp_path: Path) -> None:
 def test_a_pruned_model(hub: HubServer, tmp_path: Path) -> None:
     put(hub, "lab/model", put_model(tmp_path / "model", BASE))
     done = paring(
-        "prune", "lab/model", "--sparsity", ".5", "-o", tmp_path / "out", "--push-to-hub", "me/sparse", "--json"
+        "prune", "lab/model", "--sparsity", ".5", "-o", tmp_path / "out", "--push-to-hub", "me/sparse",
+        "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["pushed"]["url"] == f"{hub.url}/me/sparse"

@@ -55,7 +55,7 @@ def run(
     if not plan.single:  # what writing would refuse, before anything is read or downloaded
         own = record.replaceable(plan.output, plan.single)
         atomic.refuse_folder(atomic.target_of(plan.output), plan.overwrite, own)
-    for model in plan.models:
+    for model in plan.models:  # all of them before any work
         if model is not None:
             model.checkpoint.fetch()
     models = open_models(plan, {} if known is None else known, device)

@@ -168,6 +168,7 @@ class Updates:
 
 def state_of(checkpoint: Checkpoint) -> list[Any]:
     """What tells the files of a checkpoint from others: name, size, times and header of each, as JSON."""
+    checkpoint.fetch()
     told: list[Any] = []
     for file in checkpoint.inputs:
         status = file.stat()

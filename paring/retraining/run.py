@@ -150,6 +150,7 @@ def _fingerprint(
     """What tells this run from others: options, and the state of the files it reads."""
     facts: list[Any] = [dict(told), device]
     for source in sources:
+        source.fetch()
         facts.extend([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in source.inputs)
     data = Path(str(told["data"]))
     for file in sorted(data.rglob("*")) if data.is_dir() else [data]:
