@@ -6,8 +6,8 @@ which multiplies all scores of a matrix alike.
 
 Cost: one pass, and a vector of statistics a matrix. Published with statistics taken block after block on the
 pruned prefix (``paring calibrate --sequential``); statistics of the dense model need no second calibration
-for another sparsity, and lose a little. When not to use it: its scores say nothing across matrices, so not
-with one threshold over the model; above 60 % a method that updates survivors is better.
+for another sparsity, and may lose a little. When not to use it: its scores say nothing across matrices, so
+not with one threshold over the model; above 60 % a method that updates survivors is better.
 """
 
 from __future__ import annotations
