@@ -13,7 +13,7 @@ from paring import api, awaited
 from paring.checkpoint import open_checkpoint, write_safetensors
 from paring.dtypes import from_f32
 from paring.errors import BadFileError, OptionError, OutputError, UnsupportedError
-from paring.hub.reading import located
+from paring.hub.reading import located, pinned
 from tests.hub_server import HubServer
 from tests.hubbing import ADAPTERS, paring, put, weights_read
 from tests.merging import arrays, put_model
@@ -217,6 +217,8 @@ def test_a_branch_that_moves_meanwhile_is_one_commit(
     first = located("lab/a")
     put(hub, "lab/a", put_model(tmp_path / "new", arrays(7, BASE), "BF16"))
     assert located("lab/a") == located("hf://lab/a") == first
+    asked = len(hub.log)
+    assert located(pinned("lab/a")) == first and len(hub.log) == asked  # known by its commit
     assert located(f"lab/a@{_commit(hub, 'lab/a')}") != first
 
 

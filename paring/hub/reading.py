@@ -21,7 +21,7 @@ from paring.errors import BadFileError, HubError, OutputError, UnsupportedError
 from paring.folders import INDEX, choose
 from paring.hub import client
 from paring.hub.errors import reporting
-from paring.hub.names import PathLike, Ref, is_commit, parse, remember, told
+from paring.hub.names import PathLike, Ref, is_commit, parse, ref_of, remember, told
 from paring.merging.record import BESIDE
 from paring.safetensors_io import MAX_HEADER
 from paring.torch_file import SUFFIXES
@@ -53,7 +53,9 @@ def located(name: PathLike) -> str:
     with _LOCK:
         plain = Ref(ref.repo, ref.revision, ref.inside)
         if plain not in _found:
-            _found[plain] = str(_cached(plain) if client.offline() else _remote(plain, text))
+            path = _found[plain] = str(_cached(plain) if client.offline() else _remote(plain, text))
+            if at := ref_of(path):  # by its commit it will be asked for, too
+                _found[plain.at(at.revision)] = path
         return _found[plain] + member
 
 
@@ -67,7 +69,7 @@ def _remote(ref: Ref, typed: str) -> Path:
     hint = "" if typed.startswith("hf:") else f" (nor is there a file or folder {typed} here)"
     client.api()
     _log.info("looking for %s on the Hub", ref)
-    with reporting(str(ref.at(ref.revision)), hint=hint):
+    with reporting(str(ref), hint=hint):
         info = client.api().model_info(ref.repo, revision=ref.revision, files_metadata=True)
     commit = str(info.sha)
     sizes = {item.rfilename: int(item.size or 0) for item in info.siblings or ()}

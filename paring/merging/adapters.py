@@ -81,7 +81,8 @@ def merge(
         merged = _merge_all(view, rule, joints, outcome)
         tensors = {name: tensor for part in merged for name, tensor in part.tensors.items()}
         ranks = {part.joint.name: part.rank or 1 for part in merged}
-        write(outcome, joints, tensors, ranks, carried, [part.report() for part in merged], _error(merged))
+        reports, folders = [part.report() for part in merged], [model.folder for model in models]
+        write(outcome, joints, tensors, ranks, carried, reports, _error(merged), folders)
     return Report(
         command="merge",
         inputs=[str(model.path) for model in models],

@@ -16,7 +16,6 @@ from paring.adapters.view import LowRank
 from paring.checkpoint import write_checked
 from paring.decompressing import CONFIG, WEIGHTS, parse_dtype
 from paring.dtypes import Stored
-from paring.hub.reading import located
 from paring.merging import record
 from paring.merging.inputs import Model
 from paring.merging.modules import Joint
@@ -44,8 +43,6 @@ class Outcome:
 
     def refuse(self) -> None:
         """Raise OutputError now for what writing would refuse later."""
-        inputs = [Path(name) for name in self.request.models]
-        atomic.refuse_same_file(self.output, [*inputs, *self.donor.checkpoint.inputs])
         if self.single:
             atomic.refuse_existing(self.output, self.overwrite)
         else:
@@ -70,9 +67,10 @@ def write(
     carried: Mapping[str, Stored],
     modules: Sequence[ModuleReport],
     error: float,
+    folders: Sequence[Path],
 ) -> None:
     """Write factors and carried tensors, whole or not at all, and read them again; ``modules`` and ``error``
-    are what the card tells of the loss.
+    are what the card tells of the loss, ``folders`` are those of the inputs, whose cards state licences.
     """
     whole = dict(carried)
     for joint in joints:
@@ -97,7 +95,7 @@ def write(
         text = describing.merged(
             recipe, library="peft" if config is not None else None, facts=facts,
             modules=modules, base=(config or {}).get("base_model_name_or_path"),
-            folders=[Path(located(name)) for name in outcome.request.models],
+            folders=folders,
         )  # fmt: skip
         (folder / "README.md").write_text(text, encoding="utf-8")
 
