@@ -551,11 +551,9 @@ def shrink(
 
     asked = Cuts(
         located(model), layers, tuple(drop_layers), layers_by, neurons, heads, kv_heads, experts, width,
-        _text(fisher),
+        _found(fisher), shard_size,
     )  # fmt: skip
-    return shrinking.shrink(
-        asked, Path(output), shard_size=shard_size, overwrite=overwrite, dry_run=dry_run, threads=threads
-    )
+    return shrinking.shrink(asked, Path(output), overwrite=overwrite, dry_run=dry_run, threads=threads)
 
 
 @naming

@@ -9,7 +9,8 @@ from fractions import Fraction
 from typing import Any
 
 from paring.errors import BadFileError, OptionError, UnsupportedError
-from paring.hub.names import told as pinned
+from paring.hub.names import told
+from paring.outputs import SHARD_BYTES
 from paring.shrinking.families import Family
 
 #: keys of configurations that count layers, beside the number of them
@@ -31,34 +32,38 @@ class Request:
     experts: float | None = None
     width: float | None = None
     fisher: str | None = None
+    shard_size: int = SHARD_BYTES
 
     def recipe(self) -> dict[str, Any]:
         """As JSON, without what was left out."""
         import paring
 
         found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        found |= {"model": told(self.model), "fisher": self.fisher and told(self.fisher)}
         given = {
             key: list(v) if isinstance(v, tuple) else v for key, v in found.items() if v not in (None, ())
         }
-        return {"paring": paring.__version__, "command": "shrink", **given, "model": pinned(self.model)}
+        return {"paring": paring.__version__, "command": "shrink", **given}
 
 
 def request_from(recipe: Mapping[str, Any], where: str) -> Request:
     """The request that a recipe is of. Raises BadFileError, beginning with ``where``, for what is none."""
-    told = {key: value for key, value in recipe.items() if key not in ("paring", "command")}
+    given = {key: value for key, value in recipe.items() if key not in ("paring", "command")}
     numbers = ("layers", "neurons", "heads", "kv_heads", "experts", "width")
-    for key, value in told.items():
+    for key, value in given.items():
         if key in numbers:
             sound = isinstance(value, int | float) and not isinstance(value, bool)
+        elif key == "shard_size":
+            sound = type(value) is int and value > 0
         elif key == "drop_layers":
             sound = isinstance(value, list) and all(type(layer) is int for layer in value)
         else:
             sound = key in ("model", "fisher", "layers_by") and isinstance(value, str) and "\0" not in value
         if not sound:
             raise BadFileError(f"{where}: its recipe makes no sense: {key} is {str(value)[:80]}")
-    if "model" not in told:
+    if "model" not in given:
         raise BadFileError(f"{where}: its recipe names no model")
-    return Request(**{**told, "drop_layers": tuple(told.get("drop_layers", ()))})
+    return Request(**{**given, "drop_layers": tuple(given.get("drop_layers", ()))})
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,6 @@ def shrink(
     asked: Request,
     output: str | Path,
     *,
-    shard_size: int = outputs.SHARD_BYTES,
     overwrite: bool = False,
     dry_run: bool = False,
     threads: int | None = None,
@@ -64,7 +63,13 @@ def shrink(
         raise OptionError(f"-o {output}: config.json changes with the weights: name a folder")
     there = {"model": asked.model, "fisher": asked.fisher, **(places or {})}
     plan = _plan(asked, there, threads)
+    inputs = [plan.source.path, *plan.source.inputs]
+    if plan.fisher is not None:
+        inputs += [plan.fisher.path, *plan.fisher.inputs]
     try:
+        outputs.Output(Path(output), (), {}, overwrite, names=(KEPT,)).refuse(
+            inputs
+        )  # before weights are read
         kept, changes = _kept(plan)
         config = {**plan.config, **changes}
         names = {
@@ -76,10 +81,7 @@ def shrink(
             if part.name in names
         ]
         told = record.metadata(plan.source.metadata, asked.recipe())
-        target = outputs.Output(Path(output), layout, told, overwrite, shard_size, (KEPT,))
-        inputs = [plan.source.path, *plan.source.inputs]
-        if plan.fisher is not None:
-            inputs += [plan.fisher.path, *plan.fisher.inputs]
+        target = outputs.Output(Path(output), layout, told, overwrite, asked.shard_size, (KEPT,))
         target.refuse(inputs)
         own = [(part.name, part.info.dtype, part.info.shape) for part in plan.parts]
         unchecked = refuse_unloadable(config, layout, plan.config, own, str(plan.source.path))
