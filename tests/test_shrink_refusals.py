@@ -115,6 +115,14 @@ def test_broken_weights_and_scores(tiny, tmp_path):
     assert names(tmp_path) == ["f.safetensors", "m"]
 
 
+def test_an_output_is_refused_before_weights_are_read(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("paring.shrinking.run.scores_of", lambda *_, **__: pytest.fail("weights were read"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("")
+    with pytest.raises(OutputError, match="exists"):
+        shrink(tiny("llama"), tmp_path / "out", neurons=8)
+
+
 def test_what_is_no_model(tiny, tmp_path):
     with pytest.raises(OptionError, match="name a folder"):
         shrink(tiny("llama"), tmp_path / "out.safetensors", neurons=8)
