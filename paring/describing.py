@@ -90,9 +90,11 @@ def extracted(
     )
 
 
-def pared(recipe: Mapping[str, Any], folder: Path, facts: Sequence[tuple[str, str]], donor: Path) -> str:
-    """The card of a model in ``folder`` that was pruned or shrunk; ``donor`` is the folder of the model that
-    it was, whose card states a licence.
+def pared(
+    recipe: Mapping[str, Any], place: Path, facts: Sequence[tuple[str, str]], donor: Path | None = None
+) -> str:
+    """The card of a model that was pruned or shrunk, in ``place``, a folder or one file; ``donor`` is the
+    folder of the model that it was, whose card states a licence.
     """
     command, model = str(recipe.get("command")), str(recipe.get("model"))
     return card.render(
@@ -101,13 +103,13 @@ def pared(recipe: Mapping[str, Any], folder: Path, facts: Sequence[tuple[str, st
             intro=f"{_PAST[command]} by paring from {_told(model)}",
             base=card.repositories([model]),
             relation="finetune",
-            library=library_of(folder),
+            library=library_of(place),
             tags=[command, *(["pruning"] if command != "prune" else [])],
-            license=card.common_license([donor]),
+            license=card.common_license([donor]) if donor is not None else None,
             command=command_of(recipe, "OUT"),
-            method=_method("prune", recipe["method"]) if "method" in recipe else "",
+            method=_method("prune", recipe["method"]) if "method" in recipe and "mask" not in recipe else "",
             facts=facts,
-            loading=loading_code(library_of(folder), None, config_in(folder)),
+            loading=loading_code(library_of(place), None, config_in(place)),
             recipe=recipe,
         )
     )
@@ -128,6 +130,8 @@ def of_file(path: Path, repo: str) -> str:
     if recipe is not None and recipe.get("command") == "merge":
         library = "peft" if found.dialect == "peft" else "diffusers" if found.modules else None
         return merged(recipe, library=library, facts=facts, base=found.base)
+    if recipe is not None and recipe.get("command") in _PAST:
+        return pared(recipe, path, facts)
     return card.render(
         Card(
             title=repo.rpartition("/")[2],

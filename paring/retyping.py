@@ -27,6 +27,11 @@ def command_of(recipe: Mapping[str, Any], output: str) -> str | None:
     told = str(recipe.get("command"))
     if spread or (told == "merge" and any(recipe.get(key) for key in _ONLY_RECIPE)):
         return None
+    if told == "prune" and recipe.get("mask"):  # which another command has made
+        size = recipe.get("shard_size", SHARD_BYTES)
+        more = [] if size == SHARD_BYTES else _option("--shard-size", size)
+        words = ["paring", "mask", "apply", str(recipe["mask"]), str(recipe["model"])]
+        return shlex.join([*words, *more, "-o", output])
     words = [told] if told in ("compress", "merge", "prune") else ["paring", told]
     inputs = [recipe.get(key) for key in ("source", "tuned", "model")]
     words += recipe.get("models") or recipe.get("sources") or [name for name in inputs if name] or ["SOURCE"]

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from paring import api, card
+from paring import api, card, describing
 from paring.card import Card, Evaluation
 from paring.errors import BadFileError, OptionError
 from paring.retyping import command_of
@@ -160,6 +160,14 @@ def test_headers() -> None:
     assert card.repositories(["a/b@main", "a/b", "./x", None, 3, "c/d:sub"]) == ["a/b", "c/d"]
 
 
+def test_a_model_pruned_to_one_file(tmp_path: Path) -> None:
+    model = put_model(tmp_path / "model", arrays(0), "BF16")
+    api.prune(model, tmp_path / "x.safetensors", sparsity=".5", include=("*",))
+    text = describing.of_file(tmp_path / "x.safetensors", "me/x")
+    assert "Pruned by paring" in text and "--sparsity 0.5" in text and "Method `magnitude`" in text
+    assert card.split(text)[0]["tags"] == ["prune", "paring"]
+
+
 def test_what_no_command_line_can_say() -> None:
     told = {"command": "merge", "models": ["a b", "c"], "method": "linear", "options": {"normalise": False}}
     assert command_of(told, "OUT") == "merge 'a b' c --method linear --no-normalise -o OUT"
@@ -179,6 +187,8 @@ def test_commands_of_other_kinds() -> None:
         "prune a/b --method magnitude --sparsity 0.5 --budget 'x*=0.1' --include 'p*' --include 'q*' --refit "
         "-o OUT"
     )
+    told = {"command": "prune", "model": "m", "mask": "k", "method": "magnitude", "shard_size": 9}
+    assert command_of(told, "OUT") == "paring mask apply k m --shard-size 9 -o OUT"
     told = {"command": "shrink", "model": "m", "layers": 2, "drop_layers": [0, 3], "layers_by": "even"}
     assert command_of(told, "OUT") == "paring shrink m --layers 2 --drop-layers 0,3 -o OUT"
     told = {

@@ -212,6 +212,13 @@ def test_what_cannot_be_meant(hub: HubServer, tmp_path: Path) -> None:
         api.push(tmp_path / "none", "me/x")
     with pytest.raises(BadFileError, match="holds no files"):
         api.push(tmp_path, "me/x")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.safetensors").write_bytes(b"")
+    with pytest.raises(OptionError, match=r"is called x\.safetensors, too"):
+        api.push([tmp_path / "a" / "x.safetensors", tmp_path / "b" / "x.safetensors"], "me/x")
+    with pytest.raises(OptionError, match="is a folder"):
+        api.push([tmp_path / "a", tmp_path / "b"], "me/x")
     assert not hub.store.repos
 
 

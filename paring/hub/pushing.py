@@ -155,7 +155,9 @@ def _unless(status: int, call: Callable[[], object]) -> None:
 
 
 def _files(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """What goes up, by its name in the repository: nothing that is hidden. Raises BadFileError."""
+    """What goes up, by its name in the repository: nothing that is hidden. Raises BadFileError,
+    OptionError for files of one name.
+    """
     if len(paths) == 1 and paths[0].is_dir():
         inside = [(path.relative_to(paths[0]), path) for path in sorted(paths[0].rglob("*"))]
         some = [(str(name.as_posix()), path) for name, path in inside if path.is_file() and not _hidden(name)]
@@ -163,9 +165,15 @@ def _files(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
             raise BadFileError(f"{paths[0]} holds no files to push")
         yield from some
         return
+    names = set()
     for path in paths:
+        if path.is_dir():
+            raise OptionError(f"{path} is a folder: push it by itself, or files")
         if not path.is_file():
             raise BadFileError(f"{path} does not exist: there is nothing to push")
+        if path.name in names:
+            raise OptionError(f"{path}: another of the files to push is called {path.name}, too")
+        names.add(path.name)
         yield path.name, path
 
 

@@ -67,9 +67,8 @@ def shrink(
     if plan.fisher is not None:
         inputs += [plan.fisher.path, *plan.fisher.inputs]
     try:
-        outputs.Output(Path(output), (), {}, overwrite, names=(KEPT,)).refuse(
-            inputs
-        )  # before weights are read
+        # what writing would refuse, before weights are read
+        outputs.Output(Path(output), (), {}, overwrite, names=(KEPT,)).refuse(inputs)
         kept, changes = _kept(plan)
         config = {**plan.config, **changes}
         names = {
