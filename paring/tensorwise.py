@@ -25,8 +25,8 @@ from paring import atomic, codecs
 from paring.budget import Trial, refuse
 from paring.checkpoint import Checkpoint, digest_sorted, open_checkpoint
 from paring.densifying import files_beside
-from paring.dtypes import FLOATS, Stored, first_nonfinite, numel
-from paring.errors import BadFileError, BadValueError
+from paring.dtypes import FLOATS, Stored, numel, refuse_nonfinite
+from paring.errors import BadFileError
 from paring.packed import open_packed
 from paring.packing import MAX_BESIDE, OWN_PAYLOAD, Beside, Deferred, Image, Payload, Spec, payloads
 from paring.plan import CompressPlan
@@ -141,11 +141,7 @@ def _spool(output: Path) -> Iterator[_Spool]:
 
 def _code(plan: CompressPlan, name: str, spool: _Spool) -> _Coded:
     stored = plan.source.read(name)
-    if (at := first_nonfinite(stored)) is not None:
-        raise BadValueError(
-            f"{plan.source.path}: {name} holds NaN or infinity (first at flat index {at}): "
-            "this checkpoint is broken, get or train it again"
-        )
+    refuse_nonfinite(stored, name, plan.source.path)
     spec = Spec(name, stored.dtype, stored.shape)
     item = plan.method.function(stored, **plan.options)
     codec = codecs.of(item)

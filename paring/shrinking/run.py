@@ -14,8 +14,8 @@ import numpy as np
 from paring import adapters, describing, outputs
 from paring.checkpoint import Checkpoint
 from paring.devices import free_memory
-from paring.dtypes import Stored, first_nonfinite, numel
-from paring.errors import BadFileError, BadValueError, OptionError, UnsupportedError
+from paring.dtypes import Stored, numel, refuse_nonfinite
+from paring.errors import BadFileError, OptionError, UnsupportedError
 from paring.merging import record
 from paring.packed import Packed, open_source
 from paring.plan import thread_count
@@ -151,11 +151,7 @@ def _write(
     def read(name: str) -> Stored:
         part = by_name[name]
         stored = plan.source.read(part.name)
-        if (at := first_nonfinite(stored)) is not None:
-            raise BadValueError(
-                f"{plan.source.path}: {part.name} holds NaN or infinity (first at flat index {at}): "
-                "this model is broken, get or train it again"
-            )
+        refuse_nonfinite(stored, part.name, plan.source.path)
         return left(part, stored, kept, plan.before)
 
     def beside(folder: Path) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paring.checkpoint import Checkpoint
-from paring.dtypes import FLOATS, first_nonfinite
+from paring.dtypes import FLOATS, refuse_nonfinite
 from paring.errors import BadFileError, BadValueError
 from paring.shrinking.cuts import Sizes
 from paring.shrinking.parts import Kept, Part, cut
@@ -91,8 +91,7 @@ def _refuse_fisher(fisher: Checkpoint, parts: Sequence[Part]) -> None:
 def _importance(source: Checkpoint, part: Part, *, squared: bool) -> F64:
     """Squares of weights, or Fisher scores as they are, fp64."""
     stored = source.read(part.name)
-    if (at := first_nonfinite(stored)) is not None:
-        raise BadValueError(f"{source.path}: {part.name} holds NaN or infinity (first at flat index {at})")
+    refuse_nonfinite(stored, part.name, source.path)
     values = stored.f64()
     if squared:
         return values * values
