@@ -85,9 +85,13 @@ class Checkpoint:
         with self._fetching:
             away = [file for file, state in self._states.items() if state == AWAY]
             awaited.bring(away)
+            announced: dict[Path, list[TensorInfo]] = {file: [] for file in away}
+            for info in self.tensors.values():
+                if info.file in announced:
+                    announced[info.file].append(info)
             for file in away:
                 contents = read_contents(file)
-                if contents.tensors != tuple(info for info in self.tensors.values() if info.file == file):
+                if contents.tensors != tuple(announced[file]):
                     raise BadFileError(f"{file} is not what its header said it is: download it again")
                 self._states[file] = contents.state
 

@@ -67,9 +67,9 @@ def first_bytes(repo: str, revision: str, file: str, count: int, start: int = 0)
     """Bytes ``start`` to ``start + count`` of a file, or as many as it has; no more is taken even of a server
     that sends all.
     """
+    api()  # which says what is wrong where the client is not there
     import huggingface_hub
 
-    api()
     utils = _utils()
     url = huggingface_hub.hf_hub_url(repo, file, revision=revision)
     headers = utils.build_hf_headers(library_name="paring", library_version=paring.__version__)

@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 def naming(verb: Callable[P, R]) -> Callable[P, R]:
     """``verb``, with the Hub's names in place of paths in the client's cache: in what it raises, and in the
-    inputs, base, method's recipe and warnings that its report tells.
+    inputs, base and warnings that its report tells.
     """
 
     @functools.wraps(verb)

@@ -19,7 +19,7 @@ def placed(request: Request, places: Mapping[str, str]) -> tuple[Request, dict[s
     Raises HubError for what is not there.
     """
     stages = request.stages or {}
-    names = {name for recipe in ({**_fields(request)}, *stages.values()) for name in _inputs(recipe)}
+    names = {name for recipe in (_fields(request), *stages.values()) for name in _inputs(recipe)}
     found = {name: located(name) for name in sorted(names - stages.keys() - places.keys())}
     moved = {name: told(path) for name, path in found.items() if path != name}
     if not moved:

@@ -72,7 +72,6 @@ class Weights:
         self._last: tuple[str, Bits] | None = None
 
     def read(self, name: str, start: int, stop: int, buffer: npt.NDArray[np.uint8]) -> Bits:
-        self.checkpoint.fetch()
         if name not in self._stored:
             return self._whole(name)[start:stop]
         file, at, size, storage = self._stored[name]
@@ -95,6 +94,7 @@ class Weights:
             return self._last[1]
 
     def _descriptor(self, file: Path) -> int:
+        self.checkpoint.fetch()
         with self._lock:
             if file not in self._open:
                 try:
