@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from paring.errors import BadFileError, OptionError
-from paring.hub.names import parse
+from paring.hub.names import Ref, parse
 from paring.untrusted import read_bounded
 
 Relation = Literal["quantized", "merge", "adapter", "finetune"]
@@ -126,13 +126,18 @@ def common_license(folders: Iterable[Path]) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+def reference(name: str) -> Ref | None:
+    """The repository that an input's name is of, None for a path that is here or can only be a path."""
+    return None if Path(name).exists() else parse(name)
+
+
 def repositories(names: Iterable[object]) -> list[str]:
     """Those of ``names`` that are repositories on the Hub by their full commits, or plain ids of such that
     are no paths here; as ids, each once.
     """
     out: dict[str, None] = {}
     for name in names:
-        ref = parse(name) if isinstance(name, str) and not Path(name).exists() else None
+        ref = reference(name) if isinstance(name, str) else None
         if ref is not None and not ref.member:
             out[ref.repo] = None
     return list(out)

@@ -13,7 +13,6 @@ from paring import card, registry
 from paring.card import Card
 from paring.checkpoint import open_checkpoint
 from paring.errors import BadFileError, OptionError, UnsupportedError
-from paring.hub.names import Ref, parse
 from paring.merging.record import RECIPE
 from paring.retyping import command_of
 from paring.snippets import config_in, library_of, loading_code
@@ -244,19 +243,15 @@ def _recipe_in(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _ref(model: str) -> Ref | None:
-    return None if Path(model).exists() else parse(model)
-
-
 def _short(model: str) -> str:
     """What an input is called in a title."""
-    ref = _ref(model)
+    ref = card.reference(model)
     return Path(model).name if ref is None else ref.repo.rpartition("/")[2]
 
 
 def _told(model: str) -> str:
     """What an input is called in a list: a repository with a link to its commit."""
-    ref = _ref(model)
+    ref = card.reference(model)
     if ref is None:
         return f"`{Path(model).name}`"
     at = f"/tree/{ref.revision}" if ref.revision else ""
