@@ -66,6 +66,7 @@ WAYS = {
 ANEW = {
     "relaxed": ("reconstruct", {"relax": True}),
     "cycles": ("perp", {"cycles": 3, "rank": 4}),
+    "cycles, reconstruction": ("perp", {"cycles": 3, "rank": 4, "reconstruct": 5}),
     "PDP": ("pdp", {}),
     "PST": ("pst", {}),
 }
@@ -93,6 +94,7 @@ def test_new_masks_have_the_same_counts(made, tmp_path, way):
     assert zeros(tmp_path / "out") == zeros(folders[1])
     old, new = tiny.masks(folders[1]), tiny.masks(tmp_path / "out")
     assert any((old[name] != new[name]).any() for name in old)
+    assert (report.reconstructed or 0) <= report.parameters  # not once a cycle
     if way == "PDP":
         assert report.gaps is not None and all(0 <= gap < 1 for gap in report.gaps.values())
 

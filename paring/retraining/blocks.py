@@ -56,11 +56,12 @@ class _Enough(Exception):  # noqa: N818  # it is no error: the states are there,
     pass
 
 
-def reconstruct(pupil: Pupil, how: Reconstruction) -> list[tuple[float, float]]:
+def reconstruct(pupil: Pupil, how: Reconstruction, part: str = "") -> list[tuple[float, float]]:
     """Reconstruct all blocks in place; by block, the relative error before and after.
 
-    That error is ``||block - dense||^2 / ||dense||^2`` of outputs. Raises OptionError where there are no
-    blocks, or the adapter is one that does not merge.
+    That error is ``||block - dense||^2 / ||dense||^2`` of outputs. ``part`` tells this reconstruction from
+    others of the same run. Raises OptionError where there are no blocks, or the adapter is one that does not
+    merge.
     """
     if how.adapter == "lora":
         raise OptionError("--adapter lora is never merged, so it reconstructs nothing: use masklora")
@@ -68,9 +69,10 @@ def reconstruct(pupil: Pupil, how: Reconstruction) -> list[tuple[float, float]]:
     pupil.model.eval()
     states, arguments = _first_inputs(pupil, blocks, how)
     errors = []
+    pupil.notes["reconstructed"] = 0
     for index, block in enumerate(blocks):
         prefix = f"{path}.{index}."
-        label = f"block {index + 1} of {len(blocks)}"
+        label = f"{part}block {index + 1} of {len(blocks)}"
         names = [prefix + name for name, _ in block.named_parameters()]
         dense = pupil.dense_weights(names)
         call = _caller(block, arguments[index], pupil.device)
@@ -235,4 +237,4 @@ def _relaxed(
 
 
 def _count(pupil: Pupil, subset: Subset) -> None:
-    pupil.notes["reconstructed"] = pupil.notes.get("reconstructed", 0) + subset.count
+    pupil.notes["reconstructed"] += subset.count

@@ -58,7 +58,9 @@ def retrain(pupil: Pupil, how: Perp) -> None:
                 continue
         if how.reconstruction is not None:
             pupil.notes["block_errors"] = reconstruct(
-                pupil, Reconstruction(how.reconstruction, how.samples, how.size, relax=how.relax)
+                pupil,
+                Reconstruction(how.reconstruction, how.samples, how.size, relax=how.relax),
+                f"{label}, " if how.cycles > 1 else "",
             )
         _train(pupil, how, label)
         if how.cycles > 1:
