@@ -247,7 +247,7 @@ def test_refusals_before_any_work(made, tmp_path):
     def refused(error, message, folder=pruned, **more):
         with pytest.raises(error, match=message):
             retrain(folder, out, **{"data": data, "dense": dense, "length": 32, "threads": 1, **more})
-        assert not out.exists()
+        assert not out.exists() and not (tmp_path / ".out.retraining").exists()
 
     refused(OptionError, "is a way to prune", recipe="magnitude")
     refused(OptionError, "no option --stepps.*'steps'", options={"stepps": 3})
@@ -326,11 +326,35 @@ def test_prune_refuses_what_cannot_be_retrained(made, tmp_path):
         (["--retrain", "perp", "--data", data, "-o", tmp_path / "o.safetensors"], "writes a folder"),
         (["--retrain", "perp", "--data", tmp_path / "no", "-o", tmp_path / "out"], "no such file"),
         (["--method", "perp", "-o", tmp_path / "out"], "retrains what is pruned"),
+        (["--retrain", "perp", "--data", data, "--length", 65, "-o", tmp_path / "out"], "at most 64"),
         (["--retrain", "pst", "--lines", "outputs", "--data", data, "-o", tmp_path / "out"], "cannot keep"),
     ):
         done = prune(dense, "--sparsity", ".5", *arguments)
         assert done.exit_code and message in str(done.exception) + done.output, done.output
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_prune_keeps_its_training_and_nothing_else(made, tmp_path, monkeypatch):
+    dense, _, data = made()
+    calls = [0]
+    rate = fitting.Fit.rate
+
+    def dying(self, step):
+        calls[0] += 1
+        if calls[0] == 8:
+            raise KeyboardInterrupt
+        return rate(self, step)
+
+    monkeypatch.setattr(fitting.Fit, "rate", dying)
+    how = {"sparsity": ".6", "retrain": "perp", "data": data, "length": 32, "threads": 1}
+    options = {"steps": 10, "rank": 2, "save_every": 2}
+    with pytest.raises(KeyboardInterrupt):
+        api.prune(dense, tmp_path / "out", retrain_options=options, **how)
+    assert [path.name for path in tmp_path.iterdir()] == [".out.retraining"]
+    assert (tmp_path / ".out.retraining" / "state.pt").exists()
+    api.prune(dense, tmp_path / "out", retrain_options=options, **how)
+    assert calls[0] < 16  # it did not begin anew
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_dry_run_writes_nothing(made, tmp_path):

@@ -7,7 +7,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from paring import registry
 from paring.atomic import atomic_folder, refuse_folder, refuse_same_file, target_of
 from paring.checkpoint import Checkpoint, open_checkpoint
 from paring.devices import pick
-from paring.errors import OptionError, OutputError
+from paring.errors import OptionError, OutputError, ParingError
 from paring.language import torch_threads
 from paring.report import Retraining, peak_rss_bytes
 
@@ -93,8 +94,8 @@ def retrain(
 
     home = target.with_name(f".{target.name}.retraining")
     stated = sources[1:] if facts else sources  # what was just pruned is told by the facts
-    _claim(home, _fingerprint(told, stated, place, masks), target, overwrite)
-    with torch_threads(threads):
+    fingerprint = _fingerprint(told, stated, place, masks)
+    with _claimed(home, fingerprint, target, overwrite), torch_threads(threads):
         pupil = open_pupil(
             pruned, text.read(data, field=field), length=length, dense=dense, masks=masks, pattern=pattern,
             seed=seed, device=place,
@@ -104,7 +105,6 @@ def retrain(
         method.function(pupil, **chosen)
         with atomic_folder(target, overwrite) as folder:
             counts = write(pupil, folder, told)
-    shutil.rmtree(home, ignore_errors=True)
     warnings = []
     if counts["lost"]:
         share = counts["lost"] / counts["trained"]
@@ -160,6 +160,19 @@ def _fingerprint(
     for name in sorted(masks or {}):
         digest.update(name.encode() + np.packbits((masks or {})[name]).tobytes())
     return digest.hexdigest()
+
+
+@contextmanager
+def _claimed(home: Path, fingerprint: str, target: Path, overwrite: bool) -> Iterator[None]:
+    """``home`` for the checkpoints of this run: they stay where it is cut off, or fails with some in it."""
+    _claim(home, fingerprint, target, overwrite)
+    try:
+        yield
+    except ParingError:
+        if not any(home.glob("*.pt")):
+            shutil.rmtree(home, ignore_errors=True)
+        raise
+    shutil.rmtree(home, ignore_errors=True)
 
 
 def _claim(home: Path, fingerprint: str, target: Path, overwrite: bool) -> None:

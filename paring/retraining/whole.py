@@ -74,15 +74,17 @@ def prune_and_retrain(
     if dry_run:
         return pruned
     grouped = (request.keep, request.of) if request.keep and request.of else None
-    report = retrain(
-        stage, target, data=job.data, recipe=job.recipe, options=job.options, dense=request.model,
-        masks=_masks(mask), pattern=grouped, length=job.length, field=job.field, seed=job.seed,
-        device=device, threads=threads, overwrite=overwrite, facts={"pruning": planned.recipe},
-    )  # fmt: skip
-    shutil.rmtree(stage, ignore_errors=True)
-    if save_mask is None:
-        with suppress(OSError):
-            mask.unlink()
+    try:
+        report = retrain(
+            stage, target, data=job.data, recipe=job.recipe, options=job.options, dense=request.model,
+            masks=_masks(mask), pattern=grouped, length=job.length, field=job.field, seed=job.seed,
+            device=device, threads=threads, overwrite=overwrite, facts={"pruning": planned.recipe},
+        )  # fmt: skip
+    finally:  # whatever came of it: the next call prunes anew
+        shutil.rmtree(stage, ignore_errors=True)
+        if save_mask is None:
+            with suppress(OSError):
+                mask.unlink()
     seconds = (pruned.seconds or 0) + (report.seconds or 0)
     return replace(
         pruned, retraining=report, bytes_out=report.bytes_out, seconds=seconds,
