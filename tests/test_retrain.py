@@ -11,8 +11,9 @@ import torch
 from click.testing import CliRunner
 
 from paring import api, registry
-from paring.checkpoint import open_checkpoint
+from paring.checkpoint import open_checkpoint, write_safetensors
 from paring.errors import BadFileError, BadValueError, OptionError, OutputError, UnsupportedError
+from paring.loading import to_torch
 from paring.retraining import fitting, perp, run
 from paring.retraining.pupil import open_pupil
 from paring.retraining.run import retrain
@@ -137,6 +138,36 @@ def test_zeros_are_exact_in_every_dtype(made, tmp_path, kind, dtype):
         assert embedding not in changed and set(tiny.masks(folders[1])) <= changed
         pruned = ~tiny.masks(folders[1])[(name := sorted(tiny.masks(folders[1]))[0])]
         assert not np.signbit(written.read(name).f32()[pruned]).any()  # zeros, not minus zeros
+
+
+@pytest.mark.parametrize("shards", ["safetensors", "bin"])
+def test_models_in_shards(made, tmp_path, shards):
+    """Those of PyTorch become one file."""
+    dense, whole, data = made()
+    pruned = tmp_path / "pruned"
+    shutil.copytree(whole, pruned)
+    (pruned / "model.safetensors").unlink()
+    with open_checkpoint(whole) as source:
+        tensors = {name: source.read(name) for name in source}
+    files = {f"{i + 1:05}-of-00002": sorted(tensors)[i::2] for i in (0, 1)}
+    stem = "model" if shards == "safetensors" else "pytorch_model"
+    for number, names in files.items():
+        path, part = pruned / f"{stem}-{number}.{shards}", {name: tensors[name] for name in names}
+        if shards == "safetensors":
+            write_safetensors(path, part, {"format": "pt"})
+        else:
+            torch.save({name: to_torch(tensor) for name, tensor in part.items()}, path)
+    places = {name: f"{stem}-{number}.{shards}" for number, names in files.items() for name in names}
+    index = f"{stem}.{shards}.index.json"
+    (pruned / index).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    go((dense, pruned, data), tmp_path / "out", options={"rank": 4, "steps": 2})
+    go((dense, whole, data), tmp_path / "plain", options={"rank": 4, "steps": 2})
+    written = {path.name for path in (tmp_path / "out").iterdir() if "model" in path.name}
+    assert written == ({index, *places.values()} if shards == "safetensors" else {"model.safetensors"})
+    with open_checkpoint(tmp_path / "out") as found, open_checkpoint(tmp_path / "plain") as expected:
+        assert set(found) == set(expected) == set(tensors)
+        assert all(found.read(name).tobytes() == expected.read(name).tobytes() for name in found)
+    assert np.isfinite(tiny.loss(tmp_path / "out"))  # transformers reads it
 
 
 def test_masks_that_are_given_are_kept_though_survivors_are_zero(made, tmp_path):
