@@ -99,13 +99,14 @@ class Pupil:
         )
 
     def finish(self, label: str, names: Iterable[str]) -> None:
-        """Keep what a part of the run has made of these parameters, and the masks on them."""
+        """Keep what a part of the run has made of these parameters, their masks, and the notes so far."""
         if self.keeper is None:
             return
         wanted = set(names)
         values = {name: p.detach() for name, p in self.model.named_parameters() if name in wanted}
         masks = {name: mask for name, mask in self.masks.items() if name in wanted}
-        self.keeper.finish(label, {"values": values, "masks": masks, "changed": sorted(self.changed)})
+        facts = {"changed": sorted(self.changed), "notes": self.notes}
+        self.keeper.finish(label, {"values": values, "masks": masks, **facts})
 
     def restore(self, label: str) -> bool:
         """Take over what :meth:`finish` kept of a part, if it did."""
@@ -117,6 +118,7 @@ class Pupil:
                 self.model.get_parameter(name).copy_(values)
         self.masks |= {name: mask.to(self.device) for name, mask in state["masks"].items()}
         self.changed |= set(state["changed"])
+        self.notes |= state["notes"]
         return True
 
     def dense_weights(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
