@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from paring import registry
+from paring import outputs, registry
 from paring.atomic import atomic_folder, refuse_folder, refuse_same_file, target_of
 from paring.checkpoint import Checkpoint, open_checkpoint
 from paring.devices import pick
@@ -147,19 +147,14 @@ def _fingerprint(
     device: str,
     masks: Mapping[str, np.ndarray[Any, Any]] | None,
 ) -> str:
-    """What tells this run from others: options, and the state of the files it reads."""
-    facts: list[Any] = [dict(told), device]
-    for source in sources:
-        source.fetch()
-        facts.extend([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in source.inputs)
+    """What tells this run from others: options, text, masks, and the state of the models it reads."""
     data = Path(str(told["data"]))
-    for file in sorted(data.rglob("*")) if data.is_dir() else [data]:
-        if file.is_file():
-            facts.append([str(file), file.stat().st_size, file.stat().st_mtime_ns])
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    files = sorted(data.rglob("*")) if data.is_dir() else [data]
+    texts = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
+    digest = hashlib.sha256()
     for name in sorted(masks or {}):
         digest.update(name.encode() + np.packbits((masks or {})[name]).tobytes())
-    return digest.hexdigest()
+    return outputs.fingerprint([dict(told), device, texts, digest.hexdigest()], sources)
 
 
 @contextmanager
