@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from paring.errors import OptionError
+from paring.pruning.growing import smallest
 from paring.pruning.layers import Layer, layers
 from paring.pruning.schedules import count, ramp
 from paring.pruning.soft import SoftMask
@@ -90,8 +91,7 @@ class Pdp:
         """By layer, how many of its entries, or channels, are among the smallest of all."""
         sizes = [mask.magnitudes(self._original(name)).cpu() for name, mask in self.masks.items()]
         flat = torch.cat(sizes)
-        dropped = torch.zeros(len(flat), dtype=torch.bool)
-        dropped[flat.sort(stable=True).indices[: count(self.sparsity, len(flat))]] = True
+        dropped = smallest(flat, count(self.sparsity, len(flat)))
         counts, start = {}, 0
         for name, size in zip(self.masks, sizes, strict=True):
             counts[name] = int(dropped[start : start + len(size)].sum())

@@ -22,6 +22,7 @@ import math
 import torch
 from torch import nn
 
+from paring.pruning.growing import smallest
 from paring.retraining.kinds import Kind
 
 
@@ -112,10 +113,8 @@ class Pst(nn.Module):
     @torch.no_grad()
     def mask(self, weight: torch.Tensor) -> torch.Tensor:
         """True where kept: all but the ``drop`` lowest scores, ties by position."""
-        scores = self._parts(weight)[1].flatten()
-        kept = torch.ones_like(scores, dtype=torch.bool)
-        kept[scores.sort(stable=True).indices[: self.drop]] = False
-        return kept.reshape(weight.shape)
+        dropped = smallest(self._parts(weight)[1].flatten(), self.drop)
+        return ~dropped.reshape(weight.shape)
 
     @torch.no_grad()
     def merged(self, weight: torch.Tensor) -> torch.Tensor:
