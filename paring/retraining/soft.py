@@ -74,15 +74,11 @@ def train_pst(
     losses = fit(
         trained, pupil.loss(size), how, keeper=pupil.keeper, label="retraining", before_step=before_step
     )
-    with torch.no_grad():
-        for name, layer in layers.items():
-            part = parts[name]
-            part.drop = targets[name]
-            original = layer.module.parametrizations[layer.attribute].original  # type: ignore[index, union-attr]
-            merged, mask = part.merged(original), part.mask(original)
-            parametrize.remove_parametrizations(layer.module, layer.attribute, leave_parametrized=False)
-            layer.weight.copy_(merged)
-            pupil.masks[name] = mask
+    for name, layer in layers.items():
+        part = parts[name]
+        part.drop = targets[name]
+        pupil.masks[name] = part.mask(layer.original)
+        layer.settle(part.merged(layer.original))
     pupil.changed |= set(layers)
     pupil.notes |= {"trained": sum(p.numel() for p in trained), "losses": losses}
 

@@ -65,10 +65,7 @@ class Subset:
         """
         beside = {}
         for name, (layer, adapter) in self.adapters.items():
-            original = layer.module.parametrizations[layer.attribute].original  # type: ignore[index, union-attr]
-            merged = adapter.merged(original)
-            parametrize.remove_parametrizations(layer.module, layer.attribute, leave_parametrized=False)
-            layer.weight.copy_(merged)
+            layer.settle(adapter.merged(layer.original))
             if adapter.kind == "lora":
                 beside[name] = {"A": adapter.a.detach(), "B": adapter.b.detach() * adapter.scale}
         self.adapters = {}
