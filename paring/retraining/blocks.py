@@ -83,7 +83,7 @@ def reconstruct(pupil: Pupil, how: Reconstruction, part: str = "") -> list[tuple
         targets = _outputs(_caller(teacher, arguments[index], pupil.device), states)
         before = _error(_outputs(call, states), targets)
         if not pupil.restore(label):
-            _fit_block(pupil, prefix, block, call, states, targets, dense, how, label)
+            _fit_block(pupil, prefix, block, call, states, targets, how, label)
             pupil.finish(label, names)
         outputs = _outputs(call, states)
         errors.append((before, _error(outputs, targets)))
@@ -175,7 +175,6 @@ def _fit_block(
     call: Callable[[torch.Tensor], torch.Tensor],
     states: States,
     targets: States,
-    dense: dict[str, torch.Tensor],
     how: Reconstruction,
     label: str,
 ) -> None:
@@ -184,7 +183,7 @@ def _fit_block(
         return (call(states[which]) - targets[which].to(pupil.device)).square().mean()
 
     if how.relax:
-        _relaxed(pupil, prefix, block, dense, how, loss, label)
+        _relaxed(pupil, prefix, block, how, loss, label)
         return
     subset = choose(
         pupil.model, how.train, pupil.layers, pupil.masks, adapter=how.adapter, rank=how.rank,
@@ -201,7 +200,6 @@ def _relaxed(
     pupil: Pupil,
     prefix: str,
     block: nn.Module,
-    dense: dict[str, torch.Tensor],
     how: Reconstruction,
     loss: Loss,
     label: str,
@@ -212,9 +210,7 @@ def _relaxed(
     """
     drop = {name: int((~mask).sum()) for name, mask in pupil.masks.items() if name.startswith(prefix)}
     inside = {name.removeprefix(prefix): number for name, number in drop.items()}
-    with torch.no_grad():
-        for name in drop:
-            pupil.model.get_parameter(name).copy_(dense[name])
+    pupil.undo(drop)
     subset = choose(pupil.model, ["all"], {}, {}, within=prefix)
     keep, of = pupil.pattern or (None, None)
     pdp = attach(block, keep=keep, of=of, targets=None if pupil.pattern else inside, only=inside.__contains__)

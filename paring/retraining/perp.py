@@ -49,7 +49,7 @@ def retrain(pupil: Pupil, how: Perp) -> None:
     pupil.loss(how.size)  # refuses what has no loss
     final = dict(pupil.masks)
     if how.cycles > 1:
-        _dense(pupil, final)
+        pupil.undo(final)
     for cycle in range(1, how.cycles + 1):
         label = f"cycle {cycle} of {how.cycles}" if how.cycles > 1 else "retraining"
         if how.cycles > 1:
@@ -86,14 +86,6 @@ def _checkpoint(model: Any) -> None:
     """Compute activations twice rather than keep them; transformers has renamed the switch."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
-
-
-@torch.no_grad()
-def _dense(pupil: Pupil, masks: dict[str, torch.Tensor]) -> None:
-    """Put the dense weights back under these masks."""
-    for name, weight in pupil.dense_weights(masks).items():
-        pupil.model.get_parameter(name).copy_(weight)
-        pupil.changed.add(name)
 
 
 @torch.no_grad()

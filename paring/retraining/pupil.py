@@ -145,6 +145,13 @@ class Pupil:
             found[name] = tensor.to(self.device)
         return found
 
+    @torch.no_grad()
+    def undo(self, names: Iterable[str]) -> None:
+        """Put the dense weights back. Raises as :meth:`dense_weights` does."""
+        for name, weight in self.dense_weights(names).items():
+            self.model.get_parameter(name).copy_(weight)
+            self.changed.add(name)
+
     def _guessed(self, ids: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and labels of masked language modelling: 80 % masks, 10 % other tokens, 10 % as they are."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)

@@ -91,9 +91,7 @@ def _start(pupil: Pupil) -> dict[str, int]:
         raise OptionError("nothing is pruned, so there are no masks to learn")
     if other := sorted(targets.keys() - pupil.layers.keys()):
         raise OptionError(f"{other[0]} is no linear layer or convolution: its mask cannot be learned here")
-    with torch.no_grad():
-        for name, weight in pupil.dense_weights(targets).items():
-            pupil.model.get_parameter(name).copy_(weight)
+    pupil.undo(targets)
     return targets
 
 
