@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from paring.errors import OptionError
-from paring.pruning.relaxing import attach
 from paring.retraining import text
 from paring.retraining.fitting import Fit, Loss, fit
 from paring.retraining.kinds import Kind
 from paring.retraining.pupil import Pupil
+from paring.retraining.soft import attached
 from paring.retraining.subsets import Subset, choose
 
 _log = logging.getLogger("paring")
@@ -212,8 +212,7 @@ def _relaxed(
     inside = {name.removeprefix(prefix): number for name, number in drop.items()}
     pupil.undo(drop)
     subset = choose(pupil.model, ["all"], {}, {}, within=prefix)
-    keep, of = pupil.pattern or (None, None)
-    pdp = attach(block, keep=keep, of=of, targets=None if pupil.pattern else inside, only=inside.__contains__)
+    pdp = attached(pupil, block, inside)
     pdp.progress(1.0)
     hard_from = round(SOFT_SHARE * how.fit.steps)
 

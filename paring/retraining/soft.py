@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.utils import parametrize
 
 from paring.errors import OptionError
-from paring.pruning.relaxing import Pdp
+from paring.pruning.relaxing import Pdp, attach
 from paring.pruning.schedules import cubic
 from paring.retraining.adapters import Pst
 from paring.retraining.fitting import Fit, fit
 from paring.retraining.pupil import Pupil
 
 
+def attached(pupil: Pupil, module: nn.Module, targets: Mapping[str, int], **temperature: Any) -> Pdp:
+    """PDP's soft masks on the weights in ``module`` that ``targets`` names, to drop so many entries of each,
+    or what the pupil's pattern drops of each group; ``temperature`` is as :func:`attach` has it."""
+    keep, of = pupil.pattern or (None, None)
+    counts = None if pupil.pattern else targets
+    return attach(module, keep=keep, of=of, targets=counts, only=targets.__contains__, **temperature)
+
+
 def train_soft(
-    pupil: Pupil, attach: Callable[[dict[str, int]], Pdp], how: Fit, size: int, span: tuple[float, float]
+    pupil: Pupil, how: Fit, size: int, span: tuple[float, float], *, tau: float | None, relative: float
 ) -> None:
-    """Train all weights by the model's loss under the soft masks that ``attach`` puts on.
+    """Train all weights by the model's loss under PDP's soft masks of that temperature.
 
     They are dense before the first share of ``span``, their targets rise linearly until the second, and from
     there the masks are hard. Notes the discretisation gap at that moment. Raises OptionError for a model with
@@ -27,7 +37,7 @@ def train_soft(
     _check_span(span)
     targets = _start(pupil)
     own = dict(pupil.model.named_parameters())
-    pdp = attach(targets)
+    pdp = attached(pupil, pupil.model, targets, tau=tau, relative=relative)
     first, last = (round(share * how.steps) for share in span)
 
     def before_step(step: int) -> None:
