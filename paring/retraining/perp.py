@@ -53,9 +53,9 @@ def retrain(pupil: Pupil, how: Perp) -> None:
     for cycle in range(1, how.cycles + 1):
         label = f"cycle {cycle} of {how.cycles}" if how.cycles > 1 else "retraining"
         if how.cycles > 1:
-            prune(pupil, final, cubic(cycle / how.cycles, 1.0))
             if pupil.restore(label):
                 continue
+            prune(pupil, final, cubic(cycle / how.cycles, 1.0))
         if how.reconstruction is not None:
             pupil.notes["block_errors"] = reconstruct(
                 pupil,
@@ -94,9 +94,10 @@ def prune(pupil: Pupil, final: dict[str, torch.Tensor], share: float) -> None:
 
     What is zero stays so: zeros are the smallest. At share 1 the counts are exactly those of ``final``.
     """
+    layers = pupil.layers
     for name, mask in final.items():
         weight = pupil.model.get_parameter(name)
-        layer = pupil.layers.get(name)
+        layer = layers.get(name)
         turned = layer is not None and layer.turned
         matrix = (weight.T if turned else weight.reshape(weight.shape[0], -1)).abs().cpu().numpy()
         if pupil.pattern is not None:

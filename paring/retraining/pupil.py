@@ -202,8 +202,9 @@ def open_pupil(
             raise OptionError(f"the mask of {name} fits no tensor of {folder}: a mask for another model?")
         kept[files[name]] = torch.from_numpy(np.array(mask, np.bool_)).to(device)
     if masks is None:
+        tables = _embeddings(model)
         for name in files.values():
-            if named[name].dim() > 1 and bool((named[name] == 0).any()) and name not in _embeddings(model):
+            if named[name].dim() > 1 and name not in tables and bool((named[name] == 0).any()):
                 kept[name] = (named[name].detach() != 0).to(device)
     model.to(device)
     return Pupil(
