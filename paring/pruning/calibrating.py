@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from paring.errors import BadValueError, UnsupportedError
+from paring.pruning.layers import is_turned
 from paring.pruning.matrix import Inputs
 
 _log = logging.getLogger("paring")
@@ -271,18 +272,13 @@ def _check(chain: Chain, window: T) -> None:
         )
 
 
-def turned(layer: nn.Module) -> bool:
-    """Whether a linear layer stores its weights as ``(in, out)``."""
-    return not isinstance(layer, nn.Linear)
-
-
 def weights_of(layer: nn.Module) -> np.ndarray[Any, np.dtype[np.float32]]:
     """A linear layer's weights ``(out, in)``, fp32, in memory of their own."""
     weight = layer.weight.detach().float().cpu()  # type: ignore[operator]
-    return np.array((weight.T if turned(layer) else weight).numpy(), np.float32, order="C")
+    return np.array((weight.T if is_turned(layer) else weight).numpy(), np.float32, order="C")
 
 
 def set_weights(layer: nn.Module, weights: np.ndarray[Any, np.dtype[np.float32]]) -> None:
     """Give a linear layer ``weights (out, in)``, in its own dtype and place."""
-    found = torch.from_numpy(weights.T if turned(layer) else weights)
+    found = torch.from_numpy(weights.T if is_turned(layer) else weights)
     layer.weight.copy_(found)  # type: ignore[operator]

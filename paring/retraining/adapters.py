@@ -75,7 +75,7 @@ class Adapter(nn.Module):
 class Pst(nn.Module):
     """Parameter-efficient sparsity: a low-rank update and a mask by learned low-rank importance.
 
-    ``W' = W + beta UV``, ``S = |W'| + alpha1 AB + alpha2 (R 1^T + 1 C^T)``; all but the ``drop`` lowest S are
+    ``W' = W + UV``, ``S = |W'| + AB + R 1^T + 1 C^T``; all but the ``drop`` lowest S are
     kept, and S gets the gradient of the mask straight through. With no step taken it prunes by magnitude.
     """
 
@@ -85,13 +85,9 @@ class Pst(nn.Module):
         generator: torch.Generator,
         rank: int = 8,
         score_rank: int = 8,
-        beta: float = 1.0,
-        alpha1: float = 1.0,
-        alpha2: float = 1.0,
     ) -> None:
         super().__init__()
         rows, columns = weight.shape
-        self.beta, self.alpha1, self.alpha2 = beta, alpha1, alpha2
         self.drop = 0
 
         def drawn(*shape: int) -> nn.Parameter:
@@ -123,6 +119,6 @@ class Pst(nn.Module):
         return updated.masked_fill(~self.mask(weight), 0)
 
     def _parts(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        updated = torch.add(weight, self.u @ self.v, alpha=self.beta)
-        scores = updated.abs() + self.alpha1 * (self.a @ self.b) + self.alpha2 * (self.r + self.c)
+        updated = weight + self.u @ self.v
+        scores = updated.abs() + self.a @ self.b + (self.r + self.c)
         return updated, scores

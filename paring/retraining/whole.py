@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from paring.atomic import refuse_folder, target_of
-from paring.dtypes import numel
 from paring.errors import OptionError
 from paring.language import folder_of
 from paring.loading import PathLike
@@ -103,8 +102,7 @@ def _refuse_other_masks(request: Request, recipe: str, options: Mapping[str, Any
 
 def _masks(path: Path) -> dict[str, npt.NDArray[np.bool_]]:
     opened = masks.open_mask(path)
-    shapes = opened.shapes.items()
     try:
-        return {name: opened.read(name, 0, numel(shape)).reshape(shape) for name, shape in shapes}
+        return opened.arrays()
     finally:
         opened.close()
