@@ -21,6 +21,7 @@ from paring.dtypes import from_f32
 from paring.errors import OptionError, UnsupportedError
 from paring.language import (
     Text,
+    begins,
     folder_of,
     load_model,
     read_text,
@@ -251,16 +252,10 @@ def pruning(
 
 def _windows(text: Text, length: int, samples: int) -> tuple[list[torch.Tensor], list[str]]:
     """Whole windows of a text, and a warning where they are fewer than asked for. Raises OptionError."""
-    begins = range(0, len(text.tokens) - length + 1, length)
-    if not begins:
-        raise OptionError(
-            f"{text.name} has {len(text.tokens)} tokens, fewer than one window of {length}: give more text, "
-            "or a smaller --window"
-        )
-    warnings = []
-    if len(begins) < samples:
-        warnings.append(f"{text.name} has {len(begins)} windows of {length} tokens, fewer than {samples}")
-    return [text.tokens[begin : begin + length] for begin in spread(begins, samples)], warnings
+    places, warnings = begins(text, length, length), []
+    if len(places) < samples:
+        warnings.append(f"{text.name} has {len(places)} windows of {length} tokens, fewer than {samples}")
+    return [text.tokens[begin : begin + length] for begin in spread(places, samples)], warnings
 
 
 def _inputs(chain: Chain, names: Mapping[str, str], checkpoint: Checkpoint) -> list[Measured]:

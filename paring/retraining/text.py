@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paring.errors import BadFileError, OptionError, UnsupportedError
+from paring.language import read_utf8
 
 _log = logging.getLogger("paring")
 PLAIN = (".txt", ".md")
@@ -133,12 +134,7 @@ def _pieces(text: str) -> Iterator[str]:
 def _file(path: Path, name: str, field: str) -> Iterator[tuple[str, str]]:
     if path.suffix not in PLAIN + LINES:
         raise UnsupportedError(f"--data {path}: only {_READ} are read; convert it to one of these")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise BadFileError(f"{path}: is not UTF-8 text (at byte {error.start})") from None
-    except OSError as error:
-        raise BadFileError(f"{path} cannot be read: {error.strerror}") from None
+    text = read_utf8(path)[1].replace("\r\n", "\n").replace("\r", "\n")
     if path.suffix in PLAIN:
         yield name, text
         return
