@@ -138,7 +138,7 @@ def _file(path: Path, name: str, field: str) -> Iterator[tuple[str, str]]:
     if path.suffix in PLAIN:
         yield name, text
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
