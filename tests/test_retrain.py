@@ -331,6 +331,8 @@ def test_prune_and_retrain_from_the_command_line(made, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "plain"]
     recipe = tiny.metadata(tmp_path / "out")
     assert recipe["method"] == "perp" and recipe["pruning"]["sparsity"] == "0.6"
+    assert api.verify(tmp_path / "out", sparsity=".6").ok
+    assert not api.verify(tmp_path / "out", sparsity=".61").ok
     shown = prune(*common, "--steps", 2, "-o", tmp_path / "out2", "--keep-going")
     assert shown.exit_code == 2
     told = prune(*common, "--steps", 2, "-o", tmp_path / "out2")
