@@ -199,6 +199,26 @@ def test_encoders_are_reconstructed_only(made, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_what_is_no_stack_of_blocks_is_not_reconstructed(made, tmp_path, monkeypatch):
+    """Blocks that see more than what the last one made."""
+    from transformers.models.llama import modeling_llama as llama
+
+    whole, block, seen = llama.LlamaForCausalLM.forward, llama.LlamaDecoderLayer.forward, [0.0]
+
+    def model(self, *args, **kwargs):
+        seen[0] = float(kwargs["input_ids"].sum())
+        try:
+            return whole(self, *args, **kwargs)
+        finally:
+            seen[0] = 0.0
+
+    monkeypatch.setattr(llama.LlamaForCausalLM, "forward", model)
+    monkeypatch.setattr(llama.LlamaDecoderLayer, "forward", lambda *a, **k: block(*a, **k) + seen[0])
+    with pytest.raises(UnsupportedError, match="cannot be run block by block"):
+        go(made(), tmp_path / "out", "reconstruct")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks
 def test_lora_stays_beside_the_sparse_weights(made, tmp_path):
     from peft import PeftModel
