@@ -412,6 +412,29 @@ def test_an_interrupted_prune_keeps_its_training_and_nothing_else(made, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_mask_that_is_there_is_not_replaced_unasked(made, tmp_path):
+    dense, _, data = made()
+    how = {"sparsity": ".6", "threads": 1}
+    more = {"retrain": "perp", "data": data, "length": 32, "retrain_options": {"steps": 2, "rank": 2}}
+    mask = tmp_path / "mask.safetensors"
+    mask.write_bytes(b"of somebody")
+    with pytest.raises(OutputError, match=r"mask\.safetensors exists"):
+        api.prune(dense, tmp_path / "out", save_mask=mask, **how, **more)
+    assert mask.read_bytes() == b"of somebody" and list(tmp_path.iterdir()) == [mask]
+    for saved in (mask, tmp_path / ".out.pruned.mask.safetensors"):  # what a run leaves that was killed
+        api.prune(dense, tmp_path / ".out.pruned", save_mask=saved, overwrite=True, **how)
+    api.prune(dense, tmp_path / "out", save_mask=mask, **how, **more)
+    (tmp_path / ".out.pruned.mask.safetensors").unlink()
+    api.prune(dense, tmp_path / ".out.pruned", **how)
+    api.prune(dense, tmp_path / "out", overwrite=True, **how, **more)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "mask.safetensors"}
+    (tmp_path / ".out2.pruned").mkdir()
+    (tmp_path / ".out2.pruned" / "thesis.txt").write_text("")
+    with pytest.raises(OutputError, match="thesis"):
+        api.prune(dense, tmp_path / "out2", **how, **more)
+    assert (tmp_path / ".out2.pruned" / "thesis.txt").exists()
+
+
 def test_a_dry_run_writes_nothing(made, tmp_path):
     dense, _, data = made()
     done = prune(

@@ -17,6 +17,7 @@ from paring.atomic import refuse_folder, target_of
 from paring.errors import OptionError
 from paring.language import folder_of
 from paring.loading import PathLike
+from paring.merging.record import replaceable
 from paring.pruning import masks, plan, run
 from paring.pruning.request import Request
 from paring.report import Pruning
@@ -63,11 +64,14 @@ def prune_and_retrain(
     refuse_folder(target, overwrite, None)
     stage = target.with_name(f".{target.name}.pruned")
     mask = Path(save_mask) if save_mask is not None else stage.with_name(f"{stage.name}.mask.safetensors")
+    own = mask if save_mask is None else None
     planned = plan.plan_prune(
-        request, stage, save_mask=mask, overwrite=overwrite or not save_mask, threads=threads, device=device
+        request, stage, save_mask=mask, overwrite=overwrite, threads=threads, device=device
     )
-    planned = replace(planned, overwrite=True)
+    refuse_folder(stage, True, replaceable(stage, False))
     with planned.checkpoint:
+        if not dry_run:
+            _clear(stage, own)
         pruned = run.run(planned, dry_run=dry_run, memory=memory)
     pruned = replace(pruned, output=str(output), mask=None if save_mask is None else pruned.mask)
     if dry_run:
@@ -80,15 +84,20 @@ def prune_and_retrain(
             device=device, threads=threads, overwrite=overwrite, facts={"pruning": planned.recipe},
         )  # fmt: skip
     finally:  # whatever came of it: the next call prunes anew
-        shutil.rmtree(stage, ignore_errors=True)
-        if save_mask is None:
-            with suppress(OSError):
-                mask.unlink()
+        _clear(stage, own)
     seconds = (pruned.seconds or 0) + (report.seconds or 0)
     return replace(
         pruned, retraining=report, bytes_out=report.bytes_out, seconds=seconds,
         peak_rss_bytes=report.peak_rss_bytes, warnings=[*pruned.warnings, *report.warnings],
     )  # fmt: skip
+
+
+def _clear(stage: Path, mask: Path | None) -> None:
+    """Remove what stands between pruning and retraining."""
+    shutil.rmtree(stage, ignore_errors=True)
+    if mask is not None:
+        with suppress(OSError):
+            mask.unlink()
 
 
 def _refuse_other_masks(request: Request, recipe: str, options: Mapping[str, Any]) -> None:
