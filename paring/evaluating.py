@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from paring.devices import pick
 from paring.errors import BadValueError, OptionError
-from paring.language import Text, folder_of, load_model, read_text, spread, torch_threads, window_of
+from paring.language import Text, begins, folder_of, load_model, read_text, spread, torch_threads, window_of
 from paring.report import Jsonable
 
 if TYPE_CHECKING:
@@ -92,15 +92,9 @@ def windows(text: Text, length: int, stride: int, samples: int | None) -> list[t
     """
     if not 1 <= stride <= length:
         raise OptionError(f"--stride {stride}: 1 token or more, and at most a window, {length}")
-    begins = range(0, len(text.tokens) - length + 1, stride)
-    if not begins:
-        raise OptionError(
-            f"{text.name} has {len(text.tokens)} tokens, fewer than one window of {length}: give more text, "
-            "or a smaller --window"
-        )
     return [
         (begin, begin + length, length - 1 if begin == 0 else min(stride, length - 1))
-        for begin in spread(begins, samples)
+        for begin in spread(begins(text, length, stride), samples)
     ]
 
 

@@ -93,17 +93,22 @@ def read_text(path: str | os.PathLike[str], home: Path) -> Text:
 
     Raises BadFileError, UnsupportedError without a tokenizer.
     """
-    raw = read_bounded(Path(path), MAX_TEXT, "a text")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadFileError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    raw, text = read_utf8(Path(path))
     import torch
 
     tokenizer = load_tokenizer(home)
     with _transformers():
         tokens = tokenizer(text, truncation=False)["input_ids"]
     return Text(Path(path).name, sha256(raw).hexdigest(), torch.tensor(tokens, dtype=torch.long))
+
+
+def read_utf8(path: Path) -> tuple[bytes, str]:
+    """A text file's bytes, and the text that they are. Raises BadFileError."""
+    raw = read_bounded(path, MAX_TEXT, "a text")
+    try:
+        return raw, raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadFileError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
 def load_tokenizer(home: Path) -> Any:
@@ -128,6 +133,17 @@ def window_of(asked: int | None, config: Any, default: int = 2048) -> int:
             f"--window {asked}: 2 tokens or more{f', at most {most} for this model' if most else ''}"
         )
     return asked
+
+
+def begins(text: Text, length: int, stride: int) -> range:
+    """Where the whole windows of ``length`` tokens begin. Raises OptionError for a text that has none."""
+    found = range(0, len(text.tokens) - length + 1, stride)
+    if not found:
+        raise OptionError(
+            f"{text.name} has {len(text.tokens)} tokens, fewer than one window of {length}: give more text, "
+            "or a smaller --window"
+        )
+    return found
 
 
 def spread(places: range, samples: int | None) -> list[int]:

@@ -79,17 +79,8 @@ def pdp(
         relative: the temperature in units of the squared threshold
         tau: the temperature as a constant (published: 1e-4)
     """
-    from paring.pruning import relaxing
     from paring.retraining.fitting import Fit
     from paring.retraining.soft import train_soft
 
     fit = Fit(steps, lr, accumulate, warmup, optimizer=optimizer, seed=pupil.seed)
-
-    def masked(targets: dict[str, int]) -> relaxing.Pdp:
-        keep, of = pupil.pattern or (None, None)
-        return relaxing.attach(
-            pupil.model, keep=keep, of=of, targets=None if of else targets, tau=tau, relative=relative,
-            only=targets.__contains__,
-        )  # fmt: skip
-
-    train_soft(pupil, masked, fit, batch, (dense_share, 1 - hard_share))
+    train_soft(pupil, fit, batch, (dense_share, 1 - hard_share), tau=tau, relative=relative)

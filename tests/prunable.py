@@ -51,7 +51,7 @@ def read(folder: Path) -> Arrays:
 def kept(mask: Path) -> dict[str, npt.NDArray[np.bool_]]:
     """What a mask keeps, in the tensors' shapes."""
     opened = open_mask(mask)
-    found = {name: opened.read(name, 0, int(np.prod(s))).reshape(s) for name, s in opened.shapes.items()}
+    found = opened.arrays()
     opened.close()
     return found
 

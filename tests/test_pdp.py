@@ -139,7 +139,7 @@ def test_training_crosses_the_border_and_fine_tuning_keeps_the_zeros():
     y = torch.randn(64, 8, generator=torch.Generator().manual_seed(2))
     first = attach(model, sparsity=0.6, warmup=0, rate=1)
     first.progress(1.0)
-    before = {name: mask.exact(first._original(name)) for name, mask in first.masks.items()}
+    before = {name: mask.exact(first.layers[name].original) for name, mask in first.masks.items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
 
     def step() -> float:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from paring.api import apply_mask, merge, prune, verify
 from paring.checkpoint import open_checkpoint, write_safetensors
-from paring.dtypes import Stored
+from paring.dtypes import Stored, from_f32
 from paring.errors import BadFileError, OptionError, OutputError, UnsupportedError
 from paring.pruning import masking
 from tests.helpers import names
-from tests.prunable import ELEMENTS, PRUNED, arrays, kept, put, read
+from tests.prunable import ELEMENTS, PRUNED, SHAPES, arrays, floor, kept, put, read
 
 
 @pytest.fixture
@@ -68,6 +69,81 @@ def test_verify_counts_zeros_and_groups(model, mask, tmp_path):
     assert not verify(model, sparsity=".1").ok
     with pytest.raises(OptionError, match="go together"):
         verify(model, keep=2)
+
+
+WAYS = {
+    "tensor": {}, "row": {"scope": "row"}, "global": {"scope": "global"}, "erk": {"allocate": "erk"},
+    "lamp": {"allocate": "lamp"}, "outputs": {"lines": "outputs"}, "inputs": {"lines": "inputs"},
+    "some": {"exclude": ["q_proj"]}, "2:3": {"sparsity": None, "keep": 2, "of": 3},
+}  # fmt: skip
+
+
+def revived(folder, count):
+    """The checkpoint with so many zeros made something else, its recipe as it was."""
+    (file,) = folder.glob("*.safetensors")
+    with open_checkpoint(file) as opened:
+        tensors, metadata = {name: opened.read(name) for name in opened}, opened.metadata
+    for name in PRUNED:
+        values = tensors[name].f32().copy().reshape(-1)
+        places = np.flatnonzero(values == 0)[:count]
+        values[places] = 1
+        count -= len(places)
+        tensors[name] = from_f32(values.reshape(tensors[name].shape), tensors[name].dtype)
+    assert not count
+    write_safetensors(file, tensors, metadata, overwrite=True)
+    return folder
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("share", [".6", ".29", "1/3"])
+def test_verify_asks_for_what_prune_writes_and_no_zero_less(model, tmp_path, way, share):
+    if way == "2:3":
+        share = "1/3"
+    prune(model, tmp_path / "out", **{"sparsity": share, **WAYS[way]})
+    assert verify(tmp_path / "out", sparsity=share).ok
+    more = Fraction(share) + Fraction(1, 40)  # for lines at least one more of 24
+    assert not verify(tmp_path / "out", sparsity=str(more + (way in ("outputs", "inputs")) / 40)).ok
+    found = verify(revived(tmp_path / "out", 1), sparsity=share)
+    assert not found.ok and "entries are zero, not" in found.failed[0]
+
+
+def test_verify_of_rows_of_unequal_shares(model, tmp_path):
+    """Each loses the whole part of a share of its own: less than one entry a row may be missing."""
+    zeros = prune(model, tmp_path / "out", sparsity=".6", scope="row", allocate="erk").zeros
+    assert zeros < floor(".6", ELEMENTS) and verify(tmp_path / "out", sparsity=".6").ok
+    rows = sum(SHAPES[name][0] for name in PRUNED)
+    assert not verify(revived(tmp_path / "out", zeros - floor(".6", ELEMENTS) + rows), sparsity=".6").ok
+
+
+def test_verify_of_what_others_pruned(model, tmp_path):
+    """Tensor by tensor, as far as it goes; and a mask that was applied tells no more."""
+    prune(model, tmp_path / "out", sparsity=".6", save_mask=tmp_path / "m.safetensors")
+    values = read(tmp_path / "out")
+    theirs = put(tmp_path / "theirs", values, "BF16")
+    assert verify(theirs, sparsity=".6").ok and not verify(theirs, sparsity=".601").ok
+    assert not verify(revived(theirs, 1), sparsity=".6").ok
+    apply_mask(tmp_path / "m.safetensors", model, tmp_path / "masked")
+    assert verify(tmp_path / "masked", sparsity=".6").ok
+    assert not verify(revived(tmp_path / "masked", 1), sparsity=".6").ok
+
+
+def test_a_stack_of_experts_is_a_matrix_each(tmp_path):
+    shapes = {"model.layers.0.mlp.experts.gate_up_proj": (5, 3, 9)}
+    model = put(tmp_path / "m", arrays(shapes=shapes, decimals=None), config={"hidden_size": 9})
+    assert prune(model, tmp_path / "out", sparsity=".6").zeros == 5 * 16
+    assert verify(tmp_path / "out", sparsity=".6").ok
+    prune(model, tmp_path / "less", sparsity=".59")
+    assert not verify(tmp_path / "less", sparsity=".6").ok
+
+
+@pytest.mark.parametrize("config", [{"model_type": "gpt2"}, None])
+def test_rows_of_layers_that_store_their_inputs_first(tmp_path, config):
+    """A single file has no config.json that would tell: then it is the lesser of both."""
+    shapes = {"h.0.attn.c_attn.weight": (13, 7)}
+    model = put(tmp_path / "m", arrays(shapes=shapes, decimals=None), config={"model_type": "gpt2"})
+    out = tmp_path / ("out" if config else "out.safetensors")
+    assert prune(model, out, sparsity=".6", scope="row").zeros == 7 * floor(".6", 13)
+    assert verify(out, sparsity=".6").ok and not verify(out, sparsity=".7").ok
 
 
 def test_stats_diff_and_joins(model, mask, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from paring.api import prune, rerun
+from paring.api import prune, rerun, verify
 from paring.checkpoint import open_checkpoint, write_safetensors
 from paring.cli import paring as command
 from paring.dtypes import Stored, from_f32
@@ -148,6 +148,13 @@ def test_owl_gives_blocks_with_outliers_more(tmp_path, model, stats):
         kept = sum(int((each != 0).sum()) for name, each in pruned.items() if name.startswith(block))
         assert abs(kept - keep) <= 4 and abs(keep / size - 0.4) > 0.03
     assert report.zeros == int(Fraction(".6") * sum(sizes))
+
+
+def test_verify_knows_what_owl_gives_rows(tmp_path, model, stats):
+    report = prune(model, tmp_path / "out", method="wanda", allocate="owl", sparsity=".6", stats=stats)
+    assert report.zeros < int(Fraction(".6") * report.elements)
+    assert verify(tmp_path / "out", sparsity=".6").ok
+    assert not verify(tmp_path / "out", sparsity=".8").ok and not verify(model, sparsity=".6").ok
 
 
 @pytest.mark.parametrize("threads", [1, 2])

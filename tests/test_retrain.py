@@ -11,8 +11,9 @@ import torch
 from click.testing import CliRunner
 
 from paring import api, registry
-from paring.checkpoint import open_checkpoint
+from paring.checkpoint import open_checkpoint, write_safetensors
 from paring.errors import BadFileError, BadValueError, OptionError, OutputError, UnsupportedError
+from paring.loading import to_torch
 from paring.retraining import fitting, perp, run
 from paring.retraining.pupil import open_pupil
 from paring.retraining.run import retrain
@@ -66,6 +67,7 @@ WAYS = {
 ANEW = {
     "relaxed": ("reconstruct", {"relax": True}),
     "cycles": ("perp", {"cycles": 3, "rank": 4}),
+    "cycles, reconstruction": ("perp", {"cycles": 3, "rank": 4, "reconstruct": 5}),
     "PDP": ("pdp", {}),
     "PST": ("pst", {}),
 }
@@ -93,6 +95,7 @@ def test_new_masks_have_the_same_counts(made, tmp_path, way):
     assert zeros(tmp_path / "out") == zeros(folders[1])
     old, new = tiny.masks(folders[1]), tiny.masks(tmp_path / "out")
     assert any((old[name] != new[name]).any() for name in old)
+    assert (report.reconstructed or 0) <= report.parameters  # not once a cycle
     if way == "PDP":
         assert report.gaps is not None and all(0 <= gap < 1 for gap in report.gaps.values())
 
@@ -137,6 +140,36 @@ def test_zeros_are_exact_in_every_dtype(made, tmp_path, kind, dtype):
         assert not np.signbit(written.read(name).f32()[pruned]).any()  # zeros, not minus zeros
 
 
+@pytest.mark.parametrize("shards", ["safetensors", "bin"])
+def test_models_in_shards(made, tmp_path, shards):
+    """Those of PyTorch become one file."""
+    dense, whole, data = made()
+    pruned = tmp_path / "pruned"
+    shutil.copytree(whole, pruned)
+    (pruned / "model.safetensors").unlink()
+    with open_checkpoint(whole) as source:
+        tensors = {name: source.read(name) for name in source}
+    files = {f"{i + 1:05}-of-00002": sorted(tensors)[i::2] for i in (0, 1)}
+    stem = "model" if shards == "safetensors" else "pytorch_model"
+    for number, names in files.items():
+        path, part = pruned / f"{stem}-{number}.{shards}", {name: tensors[name] for name in names}
+        if shards == "safetensors":
+            write_safetensors(path, part, {"format": "pt"})
+        else:
+            torch.save({name: to_torch(tensor) for name, tensor in part.items()}, path)
+    places = {name: f"{stem}-{number}.{shards}" for number, names in files.items() for name in names}
+    index = f"{stem}.{shards}.index.json"
+    (pruned / index).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    go((dense, pruned, data), tmp_path / "out", options={"rank": 4, "steps": 2})
+    go((dense, whole, data), tmp_path / "plain", options={"rank": 4, "steps": 2})
+    written = {path.name for path in (tmp_path / "out").iterdir() if "model" in path.name}
+    assert written == ({index, *places.values()} if shards == "safetensors" else {"model.safetensors"})
+    with open_checkpoint(tmp_path / "out") as found, open_checkpoint(tmp_path / "plain") as expected:
+        assert set(found) == set(expected) == set(tensors)
+        assert all(found.read(name).tobytes() == expected.read(name).tobytes() for name in found)
+    assert np.isfinite(tiny.loss(tmp_path / "out"))  # transformers reads it
+
+
 def test_masks_that_are_given_are_kept_though_survivors_are_zero(made, tmp_path):
     folders = made()
     given = tiny.masks(folders[1])
@@ -166,6 +199,26 @@ def test_encoders_are_reconstructed_only(made, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_what_is_no_stack_of_blocks_is_not_reconstructed(made, tmp_path, monkeypatch):
+    """Blocks that see more than what the last one made."""
+    from transformers.models.llama import modeling_llama as llama
+
+    whole, block, seen = llama.LlamaForCausalLM.forward, llama.LlamaDecoderLayer.forward, [0.0]
+
+    def model(self, *args, **kwargs):
+        seen[0] = float(kwargs["input_ids"].sum())
+        try:
+            return whole(self, *args, **kwargs)
+        finally:
+            seen[0] = 0.0
+
+    monkeypatch.setattr(llama.LlamaForCausalLM, "forward", model)
+    monkeypatch.setattr(llama.LlamaDecoderLayer, "forward", lambda *a, **k: block(*a, **k) + seen[0])
+    with pytest.raises(UnsupportedError, match="cannot be run block by block"):
+        go(made(), tmp_path / "out", "reconstruct")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks
 def test_lora_stays_beside_the_sparse_weights(made, tmp_path):
     from peft import PeftModel
@@ -183,7 +236,9 @@ def test_lora_stays_beside_the_sparse_weights(made, tmp_path):
     assert report.losses is not None
 
 
-@pytest.mark.parametrize("way", ["PERP", "full", "reconstruction + PERP", "cycles", "relaxed", "PST"])
+@pytest.mark.parametrize("way", [
+    "PERP", "full", "reconstruction + PERP", "cycles", "cycles, reconstruction", "relaxed", "PST", "PDP",
+])  # fmt: skip
 def test_a_killed_run_ends_as_if_it_had_not_been(made, tmp_path, way, monkeypatch):
     folders = made()
     recipe, options = {**WAYS, **ANEW}[way]
@@ -206,10 +261,10 @@ def test_a_killed_run_ends_as_if_it_had_not_been(made, tmp_path, way, monkeypatc
     again = go(folders, tmp_path / "out", recipe, options=options)
     if way in ("PERP", "full"):
         assert calls[0] - before < 10  # it did not begin anew
-    assert again.losses is None or again.losses[-5:] == (whole.losses or [])[-5:]
-    assert (tmp_path / "out/model.safetensors").read_bytes()[-2000:] == (
-        tmp_path / "whole/model.safetensors"
-    ).read_bytes()[-2000:]
+    for fact in ("losses", "trained", "reconstructed", "block_errors", "gaps"):
+        assert getattr(again, fact) == getattr(whole, fact), fact
+    files = [path.relative_to(tmp_path / "whole") for path in sorted((tmp_path / "whole").rglob("*"))]
+    assert all((tmp_path / "out" / f).read_bytes() == (tmp_path / "whole" / f).read_bytes() for f in files)
 
 
 def test_another_run_does_not_take_over(made, tmp_path, monkeypatch):
@@ -245,7 +300,7 @@ def test_refusals_before_any_work(made, tmp_path):
     def refused(error, message, folder=pruned, **more):
         with pytest.raises(error, match=message):
             retrain(folder, out, **{"data": data, "dense": dense, "length": 32, "threads": 1, **more})
-        assert not out.exists()
+        assert not out.exists() and not (tmp_path / ".out.retraining").exists()
 
     refused(OptionError, "is a way to prune", recipe="magnitude")
     refused(OptionError, "no option --stepps.*'steps'", options={"stepps": 3})
@@ -296,6 +351,8 @@ def test_prune_and_retrain_from_the_command_line(made, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "plain"]
     recipe = tiny.metadata(tmp_path / "out")
     assert recipe["method"] == "perp" and recipe["pruning"]["sparsity"] == "0.6"
+    assert api.verify(tmp_path / "out", sparsity=".6").ok
+    assert not api.verify(tmp_path / "out", sparsity=".61").ok
     shown = prune(*common, "--steps", 2, "-o", tmp_path / "out2", "--keep-going")
     assert shown.exit_code == 2
     told = prune(*common, "--steps", 2, "-o", tmp_path / "out2")
@@ -324,11 +381,58 @@ def test_prune_refuses_what_cannot_be_retrained(made, tmp_path):
         (["--retrain", "perp", "--data", data, "-o", tmp_path / "o.safetensors"], "writes a folder"),
         (["--retrain", "perp", "--data", tmp_path / "no", "-o", tmp_path / "out"], "no such file"),
         (["--method", "perp", "-o", tmp_path / "out"], "retrains what is pruned"),
+        (["--retrain", "perp", "--data", data, "--length", 65, "-o", tmp_path / "out"], "at most 64"),
         (["--retrain", "pst", "--lines", "outputs", "--data", data, "-o", tmp_path / "out"], "cannot keep"),
     ):
         done = prune(dense, "--sparsity", ".5", *arguments)
         assert done.exit_code and message in str(done.exception) + done.output, done.output
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_prune_keeps_its_training_and_nothing_else(made, tmp_path, monkeypatch):
+    dense, _, data = made()
+    calls = [0]
+    rate = fitting.Fit.rate
+
+    def dying(self, step):
+        calls[0] += 1
+        if calls[0] == 8:
+            raise KeyboardInterrupt
+        return rate(self, step)
+
+    monkeypatch.setattr(fitting.Fit, "rate", dying)
+    how = {"sparsity": ".6", "retrain": "perp", "data": data, "length": 32, "threads": 1}
+    options = {"steps": 10, "rank": 2, "save_every": 2}
+    with pytest.raises(KeyboardInterrupt):
+        api.prune(dense, tmp_path / "out", retrain_options=options, **how)
+    assert [path.name for path in tmp_path.iterdir()] == [".out.retraining"]
+    assert (tmp_path / ".out.retraining" / "state.pt").exists()
+    api.prune(dense, tmp_path / "out", retrain_options=options, **how)
+    assert calls[0] < 16  # it did not begin anew
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_mask_that_is_there_is_not_replaced_unasked(made, tmp_path):
+    dense, _, data = made()
+    how = {"sparsity": ".6", "threads": 1}
+    more = {"retrain": "perp", "data": data, "length": 32, "retrain_options": {"steps": 2, "rank": 2}}
+    mask = tmp_path / "mask.safetensors"
+    mask.write_bytes(b"of somebody")
+    with pytest.raises(OutputError, match=r"mask\.safetensors exists"):
+        api.prune(dense, tmp_path / "out", save_mask=mask, **how, **more)
+    assert mask.read_bytes() == b"of somebody" and list(tmp_path.iterdir()) == [mask]
+    for saved in (mask, tmp_path / ".out.pruned.mask.safetensors"):  # what a run leaves that was killed
+        api.prune(dense, tmp_path / ".out.pruned", save_mask=saved, overwrite=True, **how)
+    api.prune(dense, tmp_path / "out", save_mask=mask, **how, **more)
+    (tmp_path / ".out.pruned.mask.safetensors").unlink()
+    api.prune(dense, tmp_path / ".out.pruned", **how)
+    api.prune(dense, tmp_path / "out", overwrite=True, **how, **more)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "mask.safetensors"}
+    (tmp_path / ".out2.pruned").mkdir()
+    (tmp_path / ".out2.pruned" / "thesis.txt").write_text("")
+    with pytest.raises(OutputError, match="thesis"):
+        api.prune(dense, tmp_path / "out2", **how, **more)
+    assert (tmp_path / ".out2.pruned" / "thesis.txt").exists()
 
 
 def test_a_dry_run_writes_nothing(made, tmp_path):

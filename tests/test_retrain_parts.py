@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -407,6 +408,14 @@ def test_what_is_read(tmp_path):
         list(text.read(tmp_path / "e"))
     with pytest.raises(BadFileError, match="no two tokens"):
         text.windows(tiny.tokenizer(), [("a", "")], 8)
+
+
+def test_lines_end_where_json_lines_do(tmp_path):
+    """Not at the other separators that Unicode has, which texts hold."""
+    told = ["one\u2028two\x85three", "four"]
+    path = tmp_path / "x.jsonl"
+    path.write_bytes("".join(json.dumps({"text": t}, ensure_ascii=False) + "\r\n" for t in told).encode())
+    assert list(text.read(path)) == [("x.jsonl:1", told[0]), ("x.jsonl:2", told[1])]
 
 
 def test_data_sets_on_the_hub(tmp_path, monkeypatch):

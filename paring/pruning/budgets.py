@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -65,6 +66,41 @@ def _budget(target: Target, wanted: Wanted, kept: int | None, row: bool) -> Budg
     if isinstance(wanted, Fraction):
         return Budget(target.size - sparsity.pruned(wanted, target.size))
     return Budget(kept or 0)
+
+
+def fewest(targets: Sequence[Target], share: Fraction, told: Mapping[str, Any]) -> int:
+    """How many zeros pruning to ``share`` makes at least, in all; ``told`` is a recipe of how it was done.
+
+    Where it tells nothing each matrix loses the whole part of its share. Where each row does, of shares that
+    an allocator gave, less than one entry a row is missing from the whole part of all.
+    """
+    whole = sparsity.pruned(share, sum(target.numel for target in targets))
+    scope, allocate, lines = told.get("scope"), told.get("allocate", "uniform"), told.get("lines")
+    if allocate != "uniform" and allocate != "lamp" and scope == "row":
+        rows = sum(target.stack * max(way.out for way in _ways(target)) for target in targets)
+        return whole - max(0, rows - 1)
+    if allocate != "uniform" or scope == "global":
+        return whole
+    lost = ((min(_lost(way, share, scope == "row", lines) for way in _ways(t)), t.stack) for t in targets)
+    return sum(each * stack for each, stack in lost)
+
+
+def _ways(target: Target) -> list[Target]:
+    """How a target may lie in its file; a file without its config.json may not tell."""
+    return (
+        [target] if target.turned is not None else [target, replace(target, out=target.inn, inn=target.out)]
+    )
+
+
+def _lost(target: Target, share: Fraction, row: bool, lines: object) -> int:
+    """Of one matrix."""
+    if lines == "outputs":
+        return sparsity.pruned(share, target.out) * target.inn
+    if lines == "inputs":
+        return sparsity.pruned(share, target.inn) * target.out
+    budget = _budget(target, share, None, row)
+    assert budget is not None, "there is a share"
+    return target.out * (target.inn - budget.keep) if row else target.size - budget.keep
 
 
 def _given(request: Request, targets: Sequence[Target]) -> dict[str, Wanted]:

@@ -21,6 +21,7 @@ from paring.dtypes import from_f32
 from paring.errors import OptionError, UnsupportedError
 from paring.language import (
     Text,
+    begins,
     folder_of,
     load_model,
     read_text,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from paring.pruning.calibrating import Chain
+    from paring.pruning.calibrating import Layered
 
 SAMPLES = 128
 
@@ -181,7 +182,7 @@ class _Run:
             write_stats(target, measured, found(), self._facts(), gram=self.report.gram, overwrite=overwrite)
         return measured
 
-    def _names(self, chain: Chain) -> dict[str, str]:
+    def _names(self, chain: Layered) -> dict[str, str]:
         """What the checkpoint calls the weights of each linear layer. Raises UnsupportedError."""
         names = {}
         for layer in (*(each for group in chain.linears for each in group), *chain.outside):
@@ -251,19 +252,13 @@ def pruning(
 
 def _windows(text: Text, length: int, samples: int) -> tuple[list[torch.Tensor], list[str]]:
     """Whole windows of a text, and a warning where they are fewer than asked for. Raises OptionError."""
-    begins = range(0, len(text.tokens) - length + 1, length)
-    if not begins:
-        raise OptionError(
-            f"{text.name} has {len(text.tokens)} tokens, fewer than one window of {length}: give more text, "
-            "or a smaller --window"
-        )
-    warnings = []
-    if len(begins) < samples:
-        warnings.append(f"{text.name} has {len(begins)} windows of {length} tokens, fewer than {samples}")
-    return [text.tokens[begin : begin + length] for begin in spread(begins, samples)], warnings
+    places, warnings = begins(text, length, length), []
+    if len(places) < samples:
+        warnings.append(f"{text.name} has {len(places)} windows of {length} tokens, fewer than {samples}")
+    return [text.tokens[begin : begin + length] for begin in spread(places, samples)], warnings
 
 
-def _inputs(chain: Chain, names: Mapping[str, str], checkpoint: Checkpoint) -> list[Measured]:
+def _inputs(chain: Layered, names: Mapping[str, str], checkpoint: Checkpoint) -> list[Measured]:
     """What will be measured: an input for each layer that leads, called as its weight."""
     from paring.pruning.calibrating import inputs_of
 
@@ -275,7 +270,7 @@ def _inputs(chain: Chain, names: Mapping[str, str], checkpoint: Checkpoint) -> l
     return [Measured(names[leader], inputs_of(layers[leader]), shared[leader]) for leader in shared]
 
 
-def _refuse_undivided(chain: Chain, names: Mapping[str, str], of: int) -> None:
+def _refuse_undivided(chain: Layered, names: Mapping[str, str], of: int) -> None:
     from paring.pruning.calibrating import inputs_of
 
     for group in chain.linears:

@@ -70,25 +70,34 @@ def drop_and_grow(
         raise BadValueError("a mask cannot be updated by weights or scores that hold NaN")
     number = count(rate, int(active.sum()))
     infinity = torch.full_like(size, math.inf)
-    dropped = _first(torch.where(active, size, infinity), number)
+    dropped = smallest(torch.where(active, size, infinity), number)
     kept = active & ~dropped
     rank = torch.where(kept, infinity, -wish)
     if fired is not None:  # those that never were active all come before the others
         never = ~fired.flatten() & ~kept
         number_new = min(number, int(never.sum()))
-        grown = _first(torch.where(never, rank, infinity), number_new)
-        grown |= _first(torch.where(grown, infinity, rank), number - number_new)
+        grown = smallest(torch.where(never, rank, infinity), number_new)
+        grown |= smallest(torch.where(grown, infinity, rank), number - number_new)
     else:
-        grown = _first(rank, number)
+        grown = smallest(rank, number)
     shape = mask.shape
     return Update((kept | grown).reshape(shape), dropped.reshape(shape), grown.reshape(shape))
 
 
-def _first(keys: torch.Tensor, number: int) -> torch.Tensor:
+def smallest(keys: torch.Tensor, number: int) -> torch.Tensor:
     """The ``number`` smallest ``keys`` as a bool mask, ties by position."""
     chosen = torch.zeros_like(keys, dtype=torch.bool)
     chosen[keys.sort(stable=True).indices[:number]] = True
     return chosen
+
+
+@torch.no_grad()
+def hold(masks: Mapping[nn.Parameter, torch.Tensor], *, gradients: bool = False) -> None:
+    """Zero what parameters, or with ``gradients`` their gradients, hold outside of ``masks`` (true: kept)."""
+    for parameter, mask in masks.items():
+        target = parameter.grad if gradients else parameter
+        if target is not None:
+            target.masked_fill_(~mask, 0)
 
 
 class Updater:
@@ -131,13 +140,9 @@ class Updater:
         self.apply()
         return moved
 
-    @torch.no_grad()
     def apply(self, *, gradients: bool = False) -> None:
         """Zero what is inactive: the weights, or with ``gradients`` what the optimizer will see of them."""
-        for parameter, mask in self.masks.items():
-            target = parameter.grad if gradients else parameter
-            if target is not None:
-                target.masked_fill_(~mask, 0)
+        hold(self.masks, gradients=gradients)
 
     def _scores(self, parameter: nn.Parameter) -> torch.Tensor | None:
         if self.grow in ("random", "unfired"):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +28,18 @@ class Layer:
         """The parameter, or what its parametrisation makes of it."""
         found: torch.Tensor = getattr(self.module, self.attribute)
         return found
+
+    @property
+    def original(self) -> torch.Tensor:
+        """The weight before its parametrisation, of one that has some."""
+        found: torch.Tensor = self.module.parametrizations[self.attribute].original  # type: ignore[index, union-attr]
+        return found
+
+    @torch.no_grad()
+    def settle(self, values: torch.Tensor) -> None:
+        """Take the parametrisation off; the weight is ``values`` from here on."""
+        parametrize.remove_parametrizations(self.module, self.attribute, leave_parametrized=False)
+        self.weight.copy_(values)
 
 
 def layers(model: nn.Module) -> dict[str, Layer]:

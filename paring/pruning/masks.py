@@ -96,6 +96,10 @@ class MaskFile:
             done = end
         return out
 
+    def arrays(self) -> dict[str, Bools]:
+        """Which entries stay, in the tensors' shapes, by name."""
+        return {name: self.read(name, 0, numel(shape)).reshape(shape) for name, shape in self.shapes.items()}
+
     def apply(self, name: str, start: int, bits: npt.NDArray[Any]) -> None:
         """Set to zero what is masked of stored ``bits``, which begin at entry ``start`` of a tensor."""
         if name in self.shapes:

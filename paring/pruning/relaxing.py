@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from paring.errors import OptionError
+from paring.pruning.growing import smallest
 from paring.pruning.layers import Layer, layers
 from paring.pruning.schedules import count, ramp
 from paring.pruning.soft import SoftMask
@@ -57,7 +58,7 @@ class Pdp:
         found = {}
         with torch.no_grad():
             for name, mask in self.masks.items():
-                weight = self._original(name)
+                weight = self.layers[name].original
                 kept = weight * mask.exact(weight)
                 found[name] = float((mask(weight) - kept).norm() / kept.norm()) if mask.drop else 0.0
         return found
@@ -69,7 +70,7 @@ class Pdp:
         """
         self.progress(1.0)
         for name, mask in self.masks.items():
-            mask.hard = mask.exact(self._original(name))
+            mask.hard = mask.exact(self.layers[name].original)
         return {name: mask.hard for name, mask in self.masks.items() if mask.hard is not None}
 
     def bake(self) -> None:
@@ -80,18 +81,11 @@ class Pdp:
         for layer in self.layers.values():
             parametrize.remove_parametrizations(layer.module, layer.attribute)
 
-    def _original(self, name: str) -> torch.Tensor:
-        """The weight before its mask."""
-        layer = self.layers[name]
-        found: torch.Tensor = layer.module.parametrizations[layer.attribute].original  # type: ignore[index, union-attr]
-        return found
-
     def _ranked(self) -> dict[str, int]:
         """By layer, how many of its entries, or channels, are among the smallest of all."""
-        sizes = [mask.magnitudes(self._original(name)).cpu() for name, mask in self.masks.items()]
+        sizes = [mask.magnitudes(self.layers[name].original).cpu() for name, mask in self.masks.items()]
         flat = torch.cat(sizes)
-        dropped = torch.zeros(len(flat), dtype=torch.bool)
-        dropped[flat.sort(stable=True).indices[: count(self.sparsity, len(flat))]] = True
+        dropped = smallest(flat, count(self.sparsity, len(flat)))
         counts, start = {}, 0
         for name, size in zip(self.masks, sizes, strict=True):
             counts[name] = int(dropped[start : start + len(size)].sum())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from paring.errors import OptionError
 from paring.merging.record import RECIPE
 from paring.plan import thread_count
+from paring.pruning import budgets
 from paring.pruning import sparsity as counting
 from paring.pruning.matrix import Mask
 from paring.pruning.plan import open_dense
@@ -32,15 +35,15 @@ def wanted(sparsity: float | str | None, keep: int | None, of: int | None) -> Wa
 
 
 def verify(found: Verification, path: Path, share: Fraction | None, keep: int | None, of: int | None) -> None:
-    """Note in ``found`` whether of all entries that prune would prune at least ``share`` are zero, and
-    whether of every ``of`` neighbours along the inputs at most ``keep`` are not.
+    """Note in ``found`` whether of all entries that prune would prune at least ``share`` are zero, as prune
+    counts (:func:`~paring.pruning.budgets.fewest`), and whether of every ``of`` neighbours along the inputs
+    at most ``keep`` are not.
 
-    What a pruned model was told to include and exclude counts. Raises UnsupportedError.
+    What a pruned model was told to include and exclude counts, and its scope. Raises UnsupportedError.
     """
     with open_dense(path) as checkpoint:
         text = checkpoint.metadata.get(RECIPE, "{}")
-        recipe = parse_json(text.encode(), f"{path}: its recipe")
-        told = recipe if recipe.get("command") == "prune" else {}
+        told = _of_pruning(parse_json(text.encode(), f"{path}: its recipe"))
         config = checkpoint.config("config.json") or {}
         targets, _ = sort(checkpoint, config, told.get("include", ()), told.get("exclude", ()))
         reader = Reader(checkpoint, targets, thread_count(None))
@@ -59,10 +62,11 @@ def verify(found: Verification, path: Path, share: Fraction | None, keep: int | 
     if share is not None:
         elements = sum(target.numel for target in targets)
         what = f"sparsity {counting.decimal(share)}"
-        if zeros >= counting.pruned(share, elements):
+        bar = budgets.fewest(targets, share, told)
+        if zeros >= bar:
             found.passed.append(f"{what}: {zeros:,} of {elements:,} entries are zero")
         else:
-            found.failed.append(f"{what}: only {zeros:,} of {elements:,} entries are zero")
+            found.failed.append(f"{what}: only {zeros:,} of {elements:,} entries are zero, not {bar:,}")
     if of is not None:
         full = [name for name, times in crowded.items() if times]
         what = f"keeps {keep} of {of}"
@@ -70,6 +74,12 @@ def verify(found: Verification, path: Path, share: Fraction | None, keep: int | 
             found.failed.append(f"{what}: {crowded[full[0]]:,} groups of {full[0]} hold more" + _more(full))
         else:
             found.passed.append(f"{what}: all groups of {len(targets)} tensors")
+
+
+def _of_pruning(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe by which a file was pruned, also where it was retrained then; empty where none tells."""
+    told = recipe.get("pruning") if recipe.get("command") == "retrain" else recipe
+    return told if isinstance(told, dict) and told.get("command") == "prune" else {}
 
 
 def _crowded(target: Target, zero: Mask, keep: int | None, of: int | None) -> int:

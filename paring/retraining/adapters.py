@@ -22,6 +22,7 @@ import math
 import torch
 from torch import nn
 
+from paring.pruning.growing import smallest
 from paring.retraining.kinds import Kind
 
 
@@ -74,7 +75,7 @@ class Adapter(nn.Module):
 class Pst(nn.Module):
     """Parameter-efficient sparsity: a low-rank update and a mask by learned low-rank importance.
 
-    ``W' = W + beta UV``, ``S = |W'| + alpha1 AB + alpha2 (R 1^T + 1 C^T)``; all but the ``drop`` lowest S are
+    ``W' = W + UV``, ``S = |W'| + AB + R 1^T + 1 C^T``; all but the ``drop`` lowest S are
     kept, and S gets the gradient of the mask straight through. With no step taken it prunes by magnitude.
     """
 
@@ -84,13 +85,9 @@ class Pst(nn.Module):
         generator: torch.Generator,
         rank: int = 8,
         score_rank: int = 8,
-        beta: float = 1.0,
-        alpha1: float = 1.0,
-        alpha2: float = 1.0,
     ) -> None:
         super().__init__()
         rows, columns = weight.shape
-        self.beta, self.alpha1, self.alpha2 = beta, alpha1, alpha2
         self.drop = 0
 
         def drawn(*shape: int) -> nn.Parameter:
@@ -112,10 +109,8 @@ class Pst(nn.Module):
     @torch.no_grad()
     def mask(self, weight: torch.Tensor) -> torch.Tensor:
         """True where kept: all but the ``drop`` lowest scores, ties by position."""
-        scores = self._parts(weight)[1].flatten()
-        kept = torch.ones_like(scores, dtype=torch.bool)
-        kept[scores.sort(stable=True).indices[: self.drop]] = False
-        return kept.reshape(weight.shape)
+        dropped = smallest(self._parts(weight)[1].flatten(), self.drop)
+        return ~dropped.reshape(weight.shape)
 
     @torch.no_grad()
     def merged(self, weight: torch.Tensor) -> torch.Tensor:
@@ -124,6 +119,6 @@ class Pst(nn.Module):
         return updated.masked_fill(~self.mask(weight), 0)
 
     def _parts(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        updated = torch.add(weight, self.u @ self.v, alpha=self.beta)
-        scores = updated.abs() + self.alpha1 * (self.a @ self.b) + self.alpha2 * (self.r + self.c)
+        updated = weight + self.u @ self.v
+        scores = updated.abs() + self.a @ self.b + (self.r + self.c)
         return updated, scores

@@ -13,17 +13,18 @@ import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import nn
 
 from paring.errors import OptionError
-from paring.pruning.relaxing import attach
+from paring.pruning.chain import Chain, cut
 from paring.retraining import text
 from paring.retraining.fitting import Fit, Loss, fit
 from paring.retraining.kinds import Kind
 from paring.retraining.pupil import Pupil
+from paring.retraining.soft import attached
 from paring.retraining.subsets import Subset, choose
 
 _log = logging.getLogger("paring")
@@ -52,36 +53,33 @@ class Reconstruction:
 SOFTEST, HARDEST, SOFT_SHARE = 0.5, 0.02, 2 / 3
 
 
-class _Enough(Exception):  # noqa: N818  # it is no error: the states are there, the rest need not run
-    pass
-
-
-def reconstruct(pupil: Pupil, how: Reconstruction) -> list[tuple[float, float]]:
+def reconstruct(pupil: Pupil, how: Reconstruction, part: str = "") -> list[tuple[float, float]]:
     """Reconstruct all blocks in place; by block, the relative error before and after.
 
-    That error is ``||block - dense||^2 / ||dense||^2`` of outputs. Raises OptionError where there are no
-    blocks, or the adapter is one that does not merge.
+    That error is ``||block - dense||^2 / ||dense||^2`` of outputs. ``part`` tells this reconstruction from
+    others of the same run. Raises OptionError where the adapter is one that does not merge, UnsupportedError
+    for models that are no plain stack of blocks.
     """
     if how.adapter == "lora":
         raise OptionError("--adapter lora is never merged, so it reconstructs nothing: use masklora")
-    path, blocks = find_blocks(pupil.model)
     pupil.model.eval()
-    states, arguments = _first_inputs(pupil, blocks, how)
+    chain, states = _begun(pupil, how)
     errors = []
-    for index, block in enumerate(blocks):
-        prefix = f"{path}.{index}."
-        label = f"block {index + 1} of {len(blocks)}"
+    pupil.notes["reconstructed"] = 0
+    for index, block in enumerate(chain.blocks):
+        prefix = f"{chain.name}.{index}."
+        label = f"{part}block {index + 1} of {len(chain.blocks)}"
         names = [prefix + name for name, _ in block.named_parameters()]
         dense = pupil.dense_weights(names)
-        call = _caller(block, arguments[index], pupil.device)
+        call = partial(_run, pupil, chain, index, block)
         teacher = copy.deepcopy(block)
         with torch.no_grad():
             for name, parameter in teacher.named_parameters():
                 parameter.copy_(dense[prefix + name])
-        targets = _outputs(_caller(teacher, arguments[index], pupil.device), states)
+        targets = _outputs(partial(_run, pupil, chain, index, teacher), states)
         before = _error(_outputs(call, states), targets)
         if not pupil.restore(label):
-            _fit_block(pupil, prefix, block, call, states, targets, dense, how, label)
+            _fit_block(pupil, prefix, block, call, states, targets, how, label)
             pupil.finish(label, names)
         outputs = _outputs(call, states)
         errors.append((before, _error(outputs, targets)))
@@ -90,70 +88,21 @@ def reconstruct(pupil: Pupil, how: Reconstruction) -> list[tuple[float, float]]:
     return errors
 
 
-def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The name and the modules of the longest list of like blocks. Raises OptionError for a model without."""
-    lists = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len({type(block) for block in module}) == 1
-        and any(parameter.dim() > 1 for parameter in module.parameters())
-    }
-    if not lists:
-        raise OptionError(f"{type(model).__name__} has no list of blocks to reconstruct one after another")
-    name = max(lists, key=lambda each: sum(p.numel() for p in lists[each].parameters()))
-    return name, lists[name]
-
-
 @torch.no_grad()
-def _first_inputs(
-    pupil: Pupil, blocks: nn.ModuleList, how: Reconstruction
-) -> tuple[States, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """The states that enter the first block, a batch each, and what else each block is called with."""
+def _begun(pupil: Pupil, how: Reconstruction) -> tuple[Chain, States]:
+    """The model cut into blocks, and the states that enter the first, a batch each."""
     size = min(how.size, how.samples)
-    batches = max(1, how.samples // size)
-    states: States = []
-    others: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        kwargs = {name: value for name, value in kwargs.items() if name != "past_key_values"}
-        inside = kwargs.pop("hidden_states", None)
-        others.append((args[1:] if inside is None else args, kwargs))
-
-    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states.append((kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]).cpu())
-        raise _Enough
-
-    def run(number: int) -> None:
-        ids = text.batch(pupil.data, number, size, pupil.seed)
-        pupil.model(input_ids=torch.from_numpy(ids).to(pupil.device))
-
-    hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
-    run(0)
-    for hook in hooks:
-        hook.remove()
-    hook = blocks[0].register_forward_pre_hook(catch, with_kwargs=True)
-    for number in range(batches):
-        try:
-            run(number)
-        except _Enough:
-            continue
-    hook.remove()
-    return states, others
+    batches = [
+        torch.from_numpy(text.batch(pupil.data, number, size, pupil.seed)).to(pupil.device)
+        for number in range(max(1, how.samples // size))
+    ]
+    chain = cut(pupil.model, batches[0], batches[-1])
+    return chain, [chain.begin(ids).cpu() for ids in batches]
 
 
-def _caller(
-    block: nn.Module, others: tuple[tuple[Any, ...], dict[str, Any]], device: str
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The block as a function of states; its own further outputs are dropped."""
-    args, kwargs = others
-
-    def call(states: torch.Tensor) -> torch.Tensor:
-        found = block(states.to(device), *args, **kwargs)
-        out: torch.Tensor = found[0] if isinstance(found, tuple) else found
-        return out
-
-    return call
+def _run(pupil: Pupil, chain: Chain, index: int, block: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """What ``block``, in the place of number ``index``, makes of a batch of states."""
+    return chain.run(index, states.to(pupil.device), block)
 
 
 @torch.no_grad()
@@ -173,7 +122,6 @@ def _fit_block(
     call: Callable[[torch.Tensor], torch.Tensor],
     states: States,
     targets: States,
-    dense: dict[str, torch.Tensor],
     how: Reconstruction,
     label: str,
 ) -> None:
@@ -182,7 +130,7 @@ def _fit_block(
         return (call(states[which]) - targets[which].to(pupil.device)).square().mean()
 
     if how.relax:
-        _relaxed(pupil, prefix, block, dense, how, loss, label)
+        _relaxed(pupil, prefix, block, how, loss, label)
         return
     subset = choose(
         pupil.model, how.train, pupil.layers, pupil.masks, adapter=how.adapter, rank=how.rank,
@@ -199,7 +147,6 @@ def _relaxed(
     pupil: Pupil,
     prefix: str,
     block: nn.Module,
-    dense: dict[str, torch.Tensor],
     how: Reconstruction,
     loss: Loss,
     label: str,
@@ -210,12 +157,9 @@ def _relaxed(
     """
     drop = {name: int((~mask).sum()) for name, mask in pupil.masks.items() if name.startswith(prefix)}
     inside = {name.removeprefix(prefix): number for name, number in drop.items()}
-    with torch.no_grad():
-        for name in drop:
-            pupil.model.get_parameter(name).copy_(dense[name])
+    pupil.undo(drop)
     subset = choose(pupil.model, ["all"], {}, {}, within=prefix)
-    keep, of = pupil.pattern or (None, None)
-    pdp = attach(block, keep=keep, of=of, targets=None if pupil.pattern else inside, only=inside.__contains__)
+    pdp = attached(pupil, block, inside)
     pdp.progress(1.0)
     hard_from = round(SOFT_SHARE * how.fit.steps)
 
@@ -235,4 +179,4 @@ def _relaxed(
 
 
 def _count(pupil: Pupil, subset: Subset) -> None:
-    pupil.notes["reconstructed"] = pupil.notes.get("reconstructed", 0) + subset.count
+    pupil.notes["reconstructed"] += subset.count

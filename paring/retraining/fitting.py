@@ -19,6 +19,7 @@ from torch import nn
 
 from paring.atomic import sync
 from paring.errors import BadValueError, OptionError
+from paring.pruning.growing import hold
 from paring.retraining.apollo import Apollo
 from paring.retraining.kinds import Optimizer
 
@@ -127,7 +128,7 @@ def fit(
     """
     optimizer = _optimizer(parameters, how)
     losses: list[float] = []
-    _hold(held)
+    hold(held or {})
     if keeper is not None and (state := keeper.load(label)) is not None:
         losses = list(state["losses"])
         with torch.no_grad():
@@ -146,7 +147,7 @@ def fit(
             total += found.item()
             found.backward()  # type: ignore[no-untyped-call]
         _refuse_nonfinite(total, "loss", step, how, keeper, label)
-        _hold(held, gradients=True)
+        hold(held or {}, gradients=True)
         norm = float(nn.utils.clip_grad_norm_(parameters, how.clip or math.inf))
         _refuse_nonfinite(norm, "gradient", step, how, keeper, label)
         if keeper is not None and step > first and step % how.save_every == 0:
@@ -173,14 +174,6 @@ def _optimizer(parameters: Sequence[nn.Parameter], how: Fit) -> torch.optim.Opti
         weight_decay=how.weight_decay,
         seed=how.seed,
     )
-
-
-@torch.no_grad()
-def _hold(held: Mapping[nn.Parameter, torch.Tensor] | None, *, gradients: bool = False) -> None:
-    for parameter, mask in (held or {}).items():
-        target = parameter.grad if gradients else parameter
-        if target is not None:
-            target.masked_fill_(~mask, 0)
 
 
 def _save(

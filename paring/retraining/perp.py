@@ -49,16 +49,18 @@ def retrain(pupil: Pupil, how: Perp) -> None:
     pupil.loss(how.size)  # refuses what has no loss
     final = dict(pupil.masks)
     if how.cycles > 1:
-        _dense(pupil, final)
+        pupil.undo(final)
     for cycle in range(1, how.cycles + 1):
         label = f"cycle {cycle} of {how.cycles}" if how.cycles > 1 else "retraining"
         if how.cycles > 1:
-            prune(pupil, final, cubic(cycle / how.cycles, 1.0))
             if pupil.restore(label):
                 continue
+            prune(pupil, final, cubic(cycle / how.cycles, 1.0))
         if how.reconstruction is not None:
             pupil.notes["block_errors"] = reconstruct(
-                pupil, Reconstruction(how.reconstruction, how.samples, how.size, relax=how.relax)
+                pupil,
+                Reconstruction(how.reconstruction, how.samples, how.size, relax=how.relax),
+                f"{label}, " if how.cycles > 1 else "",
             )
         _train(pupil, how, label)
         if how.cycles > 1:
@@ -87,22 +89,15 @@ def _checkpoint(model: Any) -> None:
 
 
 @torch.no_grad()
-def _dense(pupil: Pupil, masks: dict[str, torch.Tensor]) -> None:
-    """Put the dense weights back under these masks."""
-    for name, weight in pupil.dense_weights(masks).items():
-        pupil.model.get_parameter(name).copy_(weight)
-        pupil.changed.add(name)
-
-
-@torch.no_grad()
 def prune(pupil: Pupil, final: dict[str, torch.Tensor], share: float) -> None:
     """Prune by magnitude to ``share`` of the zeros that ``final`` has in each tensor, or in each group.
 
     What is zero stays so: zeros are the smallest. At share 1 the counts are exactly those of ``final``.
     """
+    layers = pupil.layers
     for name, mask in final.items():
         weight = pupil.model.get_parameter(name)
-        layer = pupil.layers.get(name)
+        layer = layers.get(name)
         turned = layer is not None and layer.turned
         matrix = (weight.T if turned else weight.reshape(weight.shape[0], -1)).abs().cpu().numpy()
         if pupil.pattern is not None:

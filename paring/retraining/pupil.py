@@ -99,13 +99,14 @@ class Pupil:
         )
 
     def finish(self, label: str, names: Iterable[str]) -> None:
-        """Keep what a part of the run has made of these parameters, and the masks on them."""
+        """Keep what a part of the run has made of these parameters, their masks, and the notes so far."""
         if self.keeper is None:
             return
         wanted = set(names)
         values = {name: p.detach() for name, p in self.model.named_parameters() if name in wanted}
         masks = {name: mask for name, mask in self.masks.items() if name in wanted}
-        self.keeper.finish(label, {"values": values, "masks": masks, "changed": sorted(self.changed)})
+        facts = {"changed": sorted(self.changed), "notes": self.notes}
+        self.keeper.finish(label, {"values": values, "masks": masks, **facts})
 
     def restore(self, label: str) -> bool:
         """Take over what :meth:`finish` kept of a part, if it did."""
@@ -117,6 +118,7 @@ class Pupil:
                 self.model.get_parameter(name).copy_(values)
         self.masks |= {name: mask.to(self.device) for name, mask in state["masks"].items()}
         self.changed |= set(state["changed"])
+        self.notes |= state["notes"]
         return True
 
     def dense_weights(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
@@ -142,6 +144,13 @@ class Pupil:
                 )
             found[name] = tensor.to(self.device)
         return found
+
+    @torch.no_grad()
+    def undo(self, names: Iterable[str]) -> None:
+        """Put the dense weights back. Raises as :meth:`dense_weights` does."""
+        for name, weight in self.dense_weights(names).items():
+            self.model.get_parameter(name).copy_(weight)
+            self.changed.add(name)
 
     def _guessed(self, ids: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and labels of masked language modelling: 80 % masks, 10 % other tokens, 10 % as they are."""
@@ -193,8 +202,9 @@ def open_pupil(
             raise OptionError(f"the mask of {name} fits no tensor of {folder}: a mask for another model?")
         kept[files[name]] = torch.from_numpy(np.array(mask, np.bool_)).to(device)
     if masks is None:
+        tables = _embeddings(model)
         for name in files.values():
-            if named[name].dim() > 1 and bool((named[name] == 0).any()) and name not in _embeddings(model):
+            if named[name].dim() > 1 and name not in tables and bool((named[name] == 0).any()):
                 kept[name] = (named[name].detach() != 0).to(device)
     model.to(device)
     return Pupil(

@@ -7,17 +7,18 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from paring import registry
+from paring import outputs, registry
 from paring.atomic import atomic_folder, refuse_folder, refuse_same_file, target_of
 from paring.checkpoint import Checkpoint, open_checkpoint
 from paring.devices import pick
-from paring.errors import OptionError, OutputError
+from paring.errors import OptionError, OutputError, ParingError
 from paring.language import torch_threads
 from paring.report import Retraining, peak_rss_bytes
 
@@ -93,8 +94,8 @@ def retrain(
 
     home = target.with_name(f".{target.name}.retraining")
     stated = sources[1:] if facts else sources  # what was just pruned is told by the facts
-    _claim(home, _fingerprint(told, stated, place, masks), target, overwrite)
-    with torch_threads(threads):
+    fingerprint = _fingerprint(told, stated, place, masks)
+    with _claimed(home, fingerprint, target, overwrite), torch_threads(threads):
         pupil = open_pupil(
             pruned, text.read(data, field=field), length=length, dense=dense, masks=masks, pattern=pattern,
             seed=seed, device=place,
@@ -104,7 +105,6 @@ def retrain(
         method.function(pupil, **chosen)
         with atomic_folder(target, overwrite) as folder:
             counts = write(pupil, folder, told)
-    shutil.rmtree(home, ignore_errors=True)
     warnings = []
     if counts["lost"]:
         share = counts["lost"] / counts["trained"]
@@ -147,19 +147,27 @@ def _fingerprint(
     device: str,
     masks: Mapping[str, np.ndarray[Any, Any]] | None,
 ) -> str:
-    """What tells this run from others: options, and the state of the files it reads."""
-    facts: list[Any] = [dict(told), device]
-    for source in sources:
-        source.fetch()
-        facts.extend([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in source.inputs)
+    """What tells this run from others: options, text, masks, and the state of the models it reads."""
     data = Path(str(told["data"]))
-    for file in sorted(data.rglob("*")) if data.is_dir() else [data]:
-        if file.is_file():
-            facts.append([str(file), file.stat().st_size, file.stat().st_mtime_ns])
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    files = sorted(data.rglob("*")) if data.is_dir() else [data]
+    texts = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
+    digest = hashlib.sha256()
     for name in sorted(masks or {}):
         digest.update(name.encode() + np.packbits((masks or {})[name]).tobytes())
-    return digest.hexdigest()
+    return outputs.fingerprint([dict(told), device, texts, digest.hexdigest()], sources)
+
+
+@contextmanager
+def _claimed(home: Path, fingerprint: str, target: Path, overwrite: bool) -> Iterator[None]:
+    """``home`` for the checkpoints of this run: they stay where it is cut off, or fails with some in it."""
+    _claim(home, fingerprint, target, overwrite)
+    try:
+        yield
+    except ParingError:
+        if not any(home.glob("*.pt")):
+            shutil.rmtree(home, ignore_errors=True)
+        raise
+    shutil.rmtree(home, ignore_errors=True)
 
 
 def _claim(home: Path, fingerprint: str, target: Path, overwrite: bool) -> None:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.utils import parametrize
 
 from paring.errors import OptionError
-from paring.pruning.relaxing import Pdp
+from paring.pruning.relaxing import Pdp, attach
 from paring.pruning.schedules import cubic
 from paring.retraining.adapters import Pst
 from paring.retraining.fitting import Fit, fit
 from paring.retraining.pupil import Pupil
 
 
+def attached(pupil: Pupil, module: nn.Module, targets: Mapping[str, int], **temperature: Any) -> Pdp:
+    """PDP's soft masks on the weights in ``module`` that ``targets`` names, to drop so many entries of each,
+    or what the pupil's pattern drops of each group; ``temperature`` is as :func:`attach` has it."""
+    keep, of = pupil.pattern or (None, None)
+    counts = None if pupil.pattern else targets
+    return attach(module, keep=keep, of=of, targets=counts, only=targets.__contains__, **temperature)
+
+
 def train_soft(
-    pupil: Pupil, attach: Callable[[dict[str, int]], Pdp], how: Fit, size: int, span: tuple[float, float]
+    pupil: Pupil, how: Fit, size: int, span: tuple[float, float], *, tau: float | None, relative: float
 ) -> None:
-    """Train all weights by the model's loss under the soft masks that ``attach`` puts on.
+    """Train all weights by the model's loss under PDP's soft masks of that temperature.
 
     They are dense before the first share of ``span``, their targets rise linearly until the second, and from
     there the masks are hard. Notes the discretisation gap at that moment. Raises OptionError for a model with
@@ -27,7 +37,7 @@ def train_soft(
     _check_span(span)
     targets = _start(pupil)
     own = dict(pupil.model.named_parameters())
-    pdp = attach(targets)
+    pdp = attached(pupil, pupil.model, targets, tau=tau, relative=relative)
     first, last = (round(share * how.steps) for share in span)
 
     def before_step(step: int) -> None:
@@ -74,15 +84,11 @@ def train_pst(
     losses = fit(
         trained, pupil.loss(size), how, keeper=pupil.keeper, label="retraining", before_step=before_step
     )
-    with torch.no_grad():
-        for name, layer in layers.items():
-            part = parts[name]
-            part.drop = targets[name]
-            original = layer.module.parametrizations[layer.attribute].original  # type: ignore[index, union-attr]
-            merged, mask = part.merged(original), part.mask(original)
-            parametrize.remove_parametrizations(layer.module, layer.attribute, leave_parametrized=False)
-            layer.weight.copy_(merged)
-            pupil.masks[name] = mask
+    for name, layer in layers.items():
+        part = parts[name]
+        part.drop = targets[name]
+        pupil.masks[name] = part.mask(layer.original)
+        layer.settle(part.merged(layer.original))
     pupil.changed |= set(layers)
     pupil.notes |= {"trained": sum(p.numel() for p in trained), "losses": losses}
 
@@ -95,9 +101,7 @@ def _start(pupil: Pupil) -> dict[str, int]:
         raise OptionError("nothing is pruned, so there are no masks to learn")
     if other := sorted(targets.keys() - pupil.layers.keys()):
         raise OptionError(f"{other[0]} is no linear layer or convolution: its mask cannot be learned here")
-    with torch.no_grad():
-        for name, weight in pupil.dense_weights(targets).items():
-            pupil.model.get_parameter(name).copy_(weight)
+    pupil.undo(targets)
     return targets
 
 

@@ -65,10 +65,7 @@ class Subset:
         """
         beside = {}
         for name, (layer, adapter) in self.adapters.items():
-            original = layer.module.parametrizations[layer.attribute].original  # type: ignore[index, union-attr]
-            merged = adapter.merged(original)
-            parametrize.remove_parametrizations(layer.module, layer.attribute, leave_parametrized=False)
-            layer.weight.copy_(merged)
+            layer.settle(adapter.merged(layer.original))
             if adapter.kind == "lora":
                 beside[name] = {"A": adapter.a.detach(), "B": adapter.b.detach() * adapter.scale}
         self.adapters = {}
@@ -104,7 +101,7 @@ def choose(
                 name: p for name, p in named.items() if name.rpartition(".")[2] == "bias" and p.dim() == 1
             }
         if "norms" in wanted:
-            own |= {name: p for name, p in norms(model).items() if name.startswith(within)}
+            own |= norms(model, within)
     subset = Subset(own)
     generator = torch.Generator().manual_seed(seed)
     if "adapters" in wanted:
@@ -140,10 +137,15 @@ def parse(names: Iterable[str] | str) -> list[str]:
     return listed
 
 
-def norms(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The vectors of modules that normalise, by name: told by behaviour, so that no list goes out of date."""
+def norms(model: nn.Module, within: str = "") -> dict[str, nn.Parameter]:
+    """The vectors of modules that normalise, by name: told by behaviour, so that no list goes out of date.
+
+    ``within`` is what the names begin with (``layers.1.``).
+    """
     found = {}
     for prefix, module in model.named_modules():
+        if not f"{prefix}.".startswith(within):
+            continue
         vectors = {
             f"{prefix}.{name}" if prefix else name: parameter
             for name, parameter in module.named_parameters(recurse=False)

@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paring.errors import BadFileError, OptionError, UnsupportedError
+from paring.language import read_utf8
 
 _log = logging.getLogger("paring")
 PLAIN = (".txt", ".md")
@@ -27,9 +29,7 @@ _PIECE = 1_000_000
 Windows = npt.NDArray[np.int64]
 
 
-def read(
-    source: str | Path, *, field: str = "text", revision: str | None = None
-) -> Iterator[tuple[str, str]]:
+def read(source: str | Path, *, field: str = "text") -> Iterator[tuple[str, str]]:
     """(name, text) of every document: of a file, of a folder's in order of their paths, of a Hub data set.
 
     ``.txt`` and ``.md`` are one document, ``.jsonl`` one a line, in the key ``field``. Local paths come
@@ -51,7 +51,7 @@ def read(
             _log.warning("%s: %d files are of other kinds and were not read", path, left)
     else:
         check(source)
-        for each, name in _downloaded(str(source), revision):
+        for each, name in _downloaded(str(source)):
             yield from _file(each, name, field)
 
 
@@ -110,16 +110,9 @@ def batch(data: Windows, number: int, size: int, seed: int) -> Windows:
     return data[rows]
 
 
-_orders: dict[tuple[int, int, int], npt.NDArray[np.int64]] = {}
-
-
+@lru_cache(maxsize=8)
 def _order(count: int, epoch: int, seed: int) -> npt.NDArray[np.int64]:
-    key = (count, epoch, seed)
-    if key not in _orders:
-        if len(_orders) > 8:
-            _orders.clear()
-        _orders[key] = np.random.Generator(np.random.Philox([seed, epoch])).permutation(count)
-    return _orders[key]
+    return np.random.Generator(np.random.Philox([seed, epoch])).permutation(count)
 
 
 def _hidden(path: Path, root: Path) -> bool:
@@ -141,16 +134,11 @@ def _pieces(text: str) -> Iterator[str]:
 def _file(path: Path, name: str, field: str) -> Iterator[tuple[str, str]]:
     if path.suffix not in PLAIN + LINES:
         raise UnsupportedError(f"--data {path}: only {_READ} are read; convert it to one of these")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise BadFileError(f"{path}: is not UTF-8 text (at byte {error.start})") from None
-    except OSError as error:
-        raise BadFileError(f"{path} cannot be read: {error.strerror}") from None
+    text = read_utf8(path)[1].replace("\r\n", "\n").replace("\r", "\n")
     if path.suffix in PLAIN:
         yield name, text
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -162,13 +150,13 @@ def _file(path: Path, name: str, field: str) -> Iterator[tuple[str, str]]:
         yield f"{name}:{number}", found
 
 
-def _downloaded(repository: str, revision: str | None) -> Iterator[tuple[Path, str]]:
+def _downloaded(repository: str) -> Iterator[tuple[Path, str]]:
     """The text files of a data set on the Hub, in order of their names."""
     from huggingface_hub import hf_hub_download, list_repo_files
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
-        names = sorted(list_repo_files(repository, repo_type="dataset", revision=revision))
+        names = sorted(list_repo_files(repository, repo_type="dataset"))
         files = [
             name
             for name in names
@@ -181,7 +169,7 @@ def _downloaded(repository: str, revision: str | None) -> Iterator[tuple[Path, s
                 "file"
             )
         for name in files:
-            yield Path(hf_hub_download(repository, name, repo_type="dataset", revision=revision)), name
+            yield Path(hf_hub_download(repository, name, repo_type="dataset")), name
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         raise BadFileError(
             f"--data {repository}: no such file or folder here, and the Hub did not give it "

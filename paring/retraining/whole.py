@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from paring.atomic import refuse_folder, target_of
-from paring.dtypes import numel
 from paring.errors import OptionError
 from paring.language import folder_of
 from paring.loading import PathLike
+from paring.merging.record import replaceable
 from paring.pruning import masks, plan, run
 from paring.pruning.request import Request
 from paring.report import Pruning
@@ -64,30 +64,40 @@ def prune_and_retrain(
     refuse_folder(target, overwrite, None)
     stage = target.with_name(f".{target.name}.pruned")
     mask = Path(save_mask) if save_mask is not None else stage.with_name(f"{stage.name}.mask.safetensors")
+    own = mask if save_mask is None else None
     planned = plan.plan_prune(
-        request, stage, save_mask=mask, overwrite=overwrite or not save_mask, threads=threads, device=device
+        request, stage, save_mask=mask, overwrite=overwrite, threads=threads, device=device
     )
-    planned = replace(planned, overwrite=True)
+    refuse_folder(stage, True, replaceable(stage, False))
     with planned.checkpoint:
+        if not dry_run:
+            _clear(stage, own)
         pruned = run.run(planned, dry_run=dry_run, memory=memory)
     pruned = replace(pruned, output=str(output), mask=None if save_mask is None else pruned.mask)
     if dry_run:
         return pruned
     grouped = (request.keep, request.of) if request.keep and request.of else None
-    report = retrain(
-        stage, target, data=job.data, recipe=job.recipe, options=job.options, dense=request.model,
-        masks=_masks(mask), pattern=grouped, length=job.length, field=job.field, seed=job.seed,
-        device=device, threads=threads, overwrite=overwrite, facts={"pruning": planned.recipe},
-    )  # fmt: skip
-    shutil.rmtree(stage, ignore_errors=True)
-    if save_mask is None:
-        with suppress(OSError):
-            mask.unlink()
+    try:
+        report = retrain(
+            stage, target, data=job.data, recipe=job.recipe, options=job.options, dense=request.model,
+            masks=_masks(mask), pattern=grouped, length=job.length, field=job.field, seed=job.seed,
+            device=device, threads=threads, overwrite=overwrite, facts={"pruning": planned.recipe},
+        )  # fmt: skip
+    finally:  # whatever came of it: the next call prunes anew
+        _clear(stage, own)
     seconds = (pruned.seconds or 0) + (report.seconds or 0)
     return replace(
         pruned, retraining=report, bytes_out=report.bytes_out, seconds=seconds,
         peak_rss_bytes=report.peak_rss_bytes, warnings=[*pruned.warnings, *report.warnings],
     )  # fmt: skip
+
+
+def _clear(stage: Path, mask: Path | None) -> None:
+    """Remove what stands between pruning and retraining."""
+    shutil.rmtree(stage, ignore_errors=True)
+    if mask is not None:
+        with suppress(OSError):
+            mask.unlink()
 
 
 def _refuse_other_masks(request: Request, recipe: str, options: Mapping[str, Any]) -> None:
@@ -101,8 +111,7 @@ def _refuse_other_masks(request: Request, recipe: str, options: Mapping[str, Any
 
 def _masks(path: Path) -> dict[str, npt.NDArray[np.bool_]]:
     opened = masks.open_mask(path)
-    shapes = opened.shapes.items()
     try:
-        return {name: opened.read(name, 0, numel(shape)).reshape(shape) for name, shape in shapes}
+        return opened.arrays()
     finally:
         opened.close()

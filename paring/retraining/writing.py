@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from paring.checkpoint import open_checkpoint, write_safetensors
+from paring.checkpoint import Checkpoint, TensorInfo, open_checkpoint, write_safetensors
 from paring.dtypes import Stored, from_f32
 from paring.errors import BadFileError, BadValueError, UnsupportedError
 from paring.merging import record
@@ -30,9 +30,8 @@ def write(pupil: Pupil, folder: Path, recipe: Mapping[str, Any]) -> dict[str, An
         )
     totals = {"pruned": 0, "zeros": 0, "prunable": 0, "lost": 0, "trained": 0}
     metadata = record.metadata(pupil.source.metadata, recipe)
-    for file in pupil.source.files:
-        infos = [info for info in pupil.source.tensors.values() if info.file == file]
-        target = folder / (file.name if file.suffix == ".safetensors" else "model.safetensors")
+    for place, infos in _places(pupil.source).items():
+        target = folder / place
 
         def tensors() -> Iterable[tuple[str, Stored]]:
             for info in infos:  # noqa: B023  # consumed within this round
@@ -53,11 +52,20 @@ def write(pupil: Pupil, folder: Path, recipe: Mapping[str, Any]) -> dict[str, An
         write_safetensors(target, tensors(), metadata, layout=layout)
         _check_zeros(pupil, target, totals)
     record.copy_beside(pupil.source.files[0].parent, folder, None)
-    if pupil.source.index is not None:
+    if pupil.source.index is not None and pupil.source.files[0].suffix == ".safetensors":
         shutil.copyfile(pupil.source.index, folder / pupil.source.index.name)
     if pupil.beside:
         _write_adapter(pupil, folder / "adapter")
     return totals
+
+
+def _places(source: Checkpoint) -> dict[str, list[TensorInfo]]:
+    """The tensors of each file that is written: as the source has them; those of PyTorch's files in one."""
+    found: dict[str, list[TensorInfo]] = {}
+    for file in source.files:
+        place = file.name if file.suffix == ".safetensors" else "model.safetensors"
+        found.setdefault(place, []).extend(info for info in source.tensors.values() if info.file == file)
+    return found
 
 
 def _check_zeros(pupil: Pupil, target: Path, totals: dict[str, int]) -> None:
