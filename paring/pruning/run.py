@@ -47,7 +47,7 @@ def run(plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None) ->
     reader = Reader(plan.checkpoint, plan.targets, plan.threads)
     try:
         fit(plan, reader, memory)
-        name = _run_of(plan)
+        name = run_of(plan)
         mask = plan.mask if plan.mask is None or not masks.made_by(plan.mask, name) else None
         if mask is not None:
             atomic.refuse_existing(mask, plan.overwrite)
@@ -72,7 +72,7 @@ def run(plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None) ->
     return _report(plan, started, sums)
 
 
-def _run_of(plan: PrunePlan) -> str:
+def run_of(plan: PrunePlan) -> str:
     """What tells this run from others: recipe, device, mask; what there is to know of every input file."""
     told: list[Any] = [plan.recipe, plan.options, plan.method.name, plan.device, str(plan.mask)]
     for file in (plan.stats, None if plan.given is None else plan.given.path):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paring.atomic import refuse_folder, target_of
+from paring.atomic import refuse_existing, refuse_folder, target_of
 from paring.dtypes import numel
 from paring.errors import OptionError
 from paring.language import folder_of
@@ -64,11 +64,12 @@ def prune_and_retrain(
     refuse_folder(target, overwrite, None)
     stage = target.with_name(f".{target.name}.pruned")
     mask = Path(save_mask) if save_mask is not None else stage.with_name(f"{stage.name}.mask.safetensors")
-    planned = plan.plan_prune(
-        request, stage, save_mask=mask, overwrite=overwrite or not save_mask, threads=threads, device=device
+    planned = plan.plan_prune(  # the stage is ours to replace; a mask that was asked for is not
+        request, stage, save_mask=mask, overwrite=True, threads=threads, device=device
     )
-    planned = replace(planned, overwrite=True)
     with planned.checkpoint:
+        if save_mask is not None and mask.exists() and not masks.made_by(mask, run.run_of(planned)):
+            refuse_existing(mask, overwrite)
         pruned = run.run(planned, dry_run=dry_run, memory=memory)
     pruned = replace(pruned, output=str(output), mask=None if save_mask is None else pruned.mask)
     if dry_run:
