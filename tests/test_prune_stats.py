@@ -1,6 +1,7 @@
 """``prune`` with statistics: files in, files out, against the methods alone."""
 
 import json
+import threading
 from fractions import Fraction
 
 import numpy as np
@@ -15,6 +16,7 @@ from paring.errors import BadFileError, BadValueError, OptionError
 from paring.pruning.matrix import Budget, Matrix
 from paring.pruning.outliers import outliers, share_out, total
 from paring.pruning.refitting import lost, refit
+from paring.pruning.scoring import Scorer
 from paring.pruning.statistics import Measured, open_stats, write_stats
 from tests import pruning
 
@@ -148,6 +150,26 @@ def test_owl_gives_blocks_with_outliers_more(tmp_path, model, stats):
         kept = sum(int((each != 0).sum()) for name, each in pruned.items() if name.startswith(block))
         assert abs(kept - keep) <= 4 and abs(keep / size - 0.4) > 0.03
     assert report.zeros == int(Fraction(".6") * sum(sizes))
+
+
+def test_owl_keeps_to_its_memory(tmp_path, model, stats, monkeypatch):
+    """Where only one matrix at a time fits, none is looked at in another thread."""
+    real, seen = Scorer.matrix, set()
+
+    def seeing(self, *arguments):
+        seen.add(threading.current_thread())
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Scorer, "matrix", seeing)
+    how = {"sparsity": ".5", "allocate": "owl", "stats": stats, "threads": 4}
+    prune(model, tmp_path / "wide", **how, memory=1 << 30)
+    assert len(seen) > 1
+    seen.clear()
+    prune(model, tmp_path / "narrow", **how, memory=30_000)
+    assert seen == {threading.current_thread()}
+    assert (tmp_path / "narrow/model.safetensors").read_bytes() == (
+        tmp_path / "wide/model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
