@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from paring.api import prune, rerun
-from paring.checkpoint import open_checkpoint, write_safetensors
+from paring.checkpoint import Checkpoint, open_checkpoint, write_safetensors
 from paring.cli import paring as command
 from paring.dtypes import Stored, from_f32
-from paring.errors import BadFileError, BadValueError, OptionError
+from paring.errors import BadFileError, BadValueError, OptionError, OutputError
 from paring.pruning.matrix import Budget, Matrix
 from paring.pruning.outliers import outliers, share_out, total
 from paring.pruning.refitting import lost, refit
@@ -238,6 +238,29 @@ def test_what_is_kept_whole_needs_no_statistics(tmp_path, model):
             model, tmp_path / method, method=method, sparsity=".5", stats=path, budgets={MATRICES[0]: "dense"}
         )
         np.testing.assert_array_equal(matrices(tmp_path / method)[MATRICES[0]], matrices(model)[MATRICES[0]])
+
+
+@pytest.mark.parametrize("what", ["out", "out.safetensors", "mask.safetensors"])
+def test_an_output_that_exists_is_refused_before_the_model_is_read(tmp_path, model, stats, monkeypatch, what):
+    there = tmp_path / what
+    if not there.suffix:
+        there.mkdir()
+        there /= "model.safetensors"
+    there.write_bytes(b"mine")
+    monkeypatch.setattr(Checkpoint, "digest", lambda self: pytest.fail("the model was read"))
+    output = tmp_path / (what if "mask" not in what else "new")
+    with pytest.raises(OutputError, match=f"{what} exists"):
+        prune(
+            model, output, sparsity=".5", method="wanda", stats=stats, save_mask=tmp_path / "mask.safetensors"
+        )
+
+
+def test_statistics_are_never_overwritten(tmp_path, model, stats):
+    before = stats.read_bytes()
+    for places in ({"output": stats}, {"output": tmp_path / "out", "save_mask": stats}):
+        with pytest.raises(OutputError, match="is an input"):
+            prune(model, sparsity=".5", method="wanda", stats=stats, overwrite=True, **places)
+    assert stats.read_bytes() == before
 
 
 def test_damage_found_late_leaves_nothing(tmp_path, model, stats):

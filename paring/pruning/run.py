@@ -41,16 +41,17 @@ def run(plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None) ->
     meanwhile, or statistics of another one; OutputError.
     """
     started = time.perf_counter()
-    stats = _statistics(plan)
     if dry_run:
+        _statistics(plan)
         return _report(plan, started, None, dry_run=True)
+    name = run_of(plan)
+    mask = plan.mask if plan.mask is None or not masks.made_by(plan.mask, name) else None
+    if mask is not None:
+        atomic.refuse_existing(mask, plan.overwrite)
+    stats = _statistics(plan)
     reader = Reader(plan.checkpoint, plan.targets, plan.threads)
     try:
         fit(plan, reader, memory)
-        name = run_of(plan)
-        mask = plan.mask if plan.mask is None or not masks.made_by(plan.mask, name) else None
-        if mask is not None:
-            atomic.refuse_existing(mask, plan.overwrite)
         with ExitStack() as opened:
             ours = record.replaceable(plan.output, plan.single)
             how: dict[str, Any] = {"overwrite": plan.overwrite, "threads": plan.threads}
