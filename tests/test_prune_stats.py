@@ -263,6 +263,15 @@ def test_statistics_are_never_overwritten(tmp_path, model, stats):
     assert stats.read_bytes() == before
 
 
+def test_statistics_that_nobody_looks_at_cost_nothing(tmp_path, model, stats, monkeypatch):
+    """Those of another model, too; the recipe names them."""
+    tuned = put_model(tmp_path / "tuned", seed=1)
+    monkeypatch.setattr(Checkpoint, "digest", lambda self: pytest.fail("the model was read"))
+    report = prune(tuned, tmp_path / "out", sparsity=".5", stats=stats)
+    assert "magnitude does not look at --stats" in report.warnings
+    assert report.recipe["stats"] == str(stats)
+
+
 def test_damage_found_late_leaves_nothing(tmp_path, model, stats):
     with open_checkpoint(stats) as file:
         tensors, told = {name: file.read(name) for name in file}, file.metadata

@@ -21,7 +21,7 @@ from paring.pruning import allocating, budgets
 from paring.pruning.masks import MaskFile, of_mask, open_mask
 from paring.pruning.matrix import Budget
 from paring.pruning.reading import matrices
-from paring.pruning.request import BY_MAGNITUDE, Request, check, inputs_of, scope_of
+from paring.pruning.request import BY_MAGNITUDE, Request, check, inputs_of, scope_of, wants_stats
 from paring.pruning.statistics import open_stats
 from paring.pruning.tensors import Left, Target, sort
 from paring.registry import Method
@@ -114,22 +114,23 @@ def plan_prune(
     _refuse_output(made, mask, checkpoint, [checkpoint.path, *checkpoint.inputs, *beside])
     if stats is not None and not stats.is_file():
         raise BadFileError(f"--stats {stats}: there is no such file; `paring calibrate` makes one")
-    if stats is not None:
-        warnings += _measured(stats, request, method, targets, allotted)
+    if stats is not None and wants_stats(request, method) is None:
+        warnings.append(f"{method.name} does not look at --stats")
+        stats = None
+    elif stats is not None:
+        _refuse_unmeasured(stats, request, method, targets, allotted)
     return PrunePlan(
         method, options, request, checkpoint, share, targets, left, allotted, made.path, made.single,
         made.files, overwrite, thread_count(threads), device, recipe, mask, stats, given, fixed, warnings,
     )  # fmt: skip
 
 
-def _measured(
+def _refuse_unmeasured(
     path: Path, request: Request, method: Method, targets: Sequence[Target], given: Mapping[str, Budget]
-) -> list[str]:
-    """Refuse statistics that lack what is needed; warn of those that are not needed. Whether they are of this
-    model is seen when the work begins, for that takes reading it."""
+) -> None:
+    """Refuse statistics that lack what is needed. Whether they are of this model is seen when the work
+    begins, for that takes reading it."""
     products = method.sees == "grams" or request.refit
-    if not products and method.sees != "norms" and request.allocate != "owl":
-        return [f"{method.name} does not look at --stats"]
     found = open_stats(path)
     names = [targets[index].matrix(number) for index, number in matrices(targets)]
     early = request.scope != "global" and request.allocate not in allocating.BY_DATA
@@ -137,7 +138,6 @@ def _measured(
     if products and not found.gram:
         wants = "--refit" if request.refit else method.name
         raise OptionError(f"{wants} needs products of inputs, and {path} has none: calibrate with --gram")
-    return []
 
 
 def open_dense(path: str | os.PathLike[str]) -> Checkpoint:

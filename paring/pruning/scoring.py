@@ -43,10 +43,9 @@ class Scorer:
 
     def _inputs(self, name: str) -> Inputs | None:
         """What the method, or refitting after it, is to know of a matrix's inputs."""
-        request, sees = self._plan.request, self._plan.method.sees
-        products = sees == "grams" or request.refit
-        if self._stats is None or not (products or sees == "norms" or request.allocate == "owl"):
+        if self._stats is None:
             return None
+        products = self._plan.method.sees == "grams" or self._plan.request.refit
         return self._stats.inputs(name, gram=products)
 
     def scores(self, matrix: Matrix) -> F32:
