@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import struct
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,6 @@ from paring.resumable import Staging, staged
 from paring.stream import in_order
 
 _log = logging.getLogger("paring")
-_NOTE = struct.Struct("<qqqdd")
 
 
 def run(plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None) -> Pruning:
@@ -64,7 +62,7 @@ def run(plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None) ->
                 _log.info("resuming: %d tensors are done", len(staging.done))
             _carry(plan, reader, staging)
             _prune(plan, reader, staging, kept, stats)
-            sums = {target.name: _told(staging.done[target.name][1]) for target in plan.targets}
+            sums = {target.name: Sums(*staging.done[target.name][1]) for target in plan.targets}
             if not plan.single:
                 _beside(plan, staging, sums)
             reader.close()  # before the result takes its name: what has changed meanwhile is refused
@@ -173,17 +171,8 @@ def _prune(
         name = plan.targets[index].name
         if kept is not None:
             kept.complete(name, part % 2**64)
-        staging.complete(name, checksum % 2**64, _noted(total))
+        staging.complete(name, checksum % 2**64, list(astuple(total)))
         _log.info("pruning: %d of %d tensors", number, len(todo))
-
-
-def _noted(sums: Sums) -> int:
-    """As one number, which a journal keeps."""
-    return int.from_bytes(_NOTE.pack(sums.kept, sums.before, sums.zeros, sums.lost, sums.total), "little")
-
-
-def _told(noted: int) -> Sums:
-    return Sums(*_NOTE.unpack(noted.to_bytes(_NOTE.size, "little")))
 
 
 def _pattern(plan: PrunePlan) -> dict[str, str]:
