@@ -1,6 +1,7 @@
 """``prune`` with statistics: files in, files out, against the methods alone."""
 
 import json
+import os
 import threading
 from fractions import Fraction
 
@@ -270,6 +271,28 @@ def test_statistics_that_nobody_looks_at_cost_nothing(tmp_path, model, stats, mo
     report = prune(tuned, tmp_path / "out", sparsity=".5", stats=stats)
     assert "magnitude does not look at --stats" in report.warnings
     assert report.recipe["stats"] == str(stats)
+
+
+def test_a_run_is_not_taken_up_with_other_statistics(tmp_path, model, stats, monkeypatch):
+    """Of the same name, size and time."""
+    how = {"sparsity": ".5", "method": "wanda", "stats": stats, "threads": 1}
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("paring.pruning.run._beside", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prune(model, tmp_path / "out", **how)
+    before = stats.stat()
+    with open_checkpoint(stats) as file:
+        tensors, told = {name: file.read(name) for name in file}, file.metadata
+    tensors[f"{MATRICES[1]}.norms"] = Stored("F32", np.arange(16, dtype=np.float32))
+    write_safetensors(stats, tensors, told, overwrite=True)
+    os.utime(stats, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert stats.stat().st_size == before.st_size
+    with pytest.raises(OutputError, match="other inputs or options"):
+        prune(model, tmp_path / "out", **how)
 
 
 def test_damage_found_late_leaves_nothing(tmp_path, model, stats):

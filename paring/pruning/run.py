@@ -73,12 +73,11 @@ def run(plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None) ->
 
 def run_of(plan: PrunePlan) -> str:
     """What tells this run from others: recipe, device, mask; what there is to know of every input file."""
-    told: list[Any] = [plan.recipe, plan.options, plan.method.name, plan.device, str(plan.mask)]
-    for file in (plan.stats, None if plan.given is None else plan.given.path):
-        if file is not None:
-            status = file.stat()
-            told.append([file.name, status.st_size, status.st_mtime_ns])
-    return fingerprint(told, [plan.checkpoint])
+    told = [plan.recipe, plan.options, plan.method.name, plan.device, str(plan.mask)]
+    stats = None if plan.stats is None else open_stats(plan.stats).file
+    mask = None if plan.given is None else plan.given.checkpoint
+    inputs = (plan.checkpoint, stats, mask)
+    return fingerprint(told, [checkpoint for checkpoint in inputs if checkpoint is not None])
 
 
 def fit(plan: PrunePlan, reader: Reader, memory: int | None) -> None:
