@@ -43,15 +43,17 @@ def decider(
         return _by_mask(plan, reader, plan.given)
     if plan.by_bits:
         return _by_bits(plan, reader, budgets, todo, masked)
-    scorer = Scorer(plan, reader, stats, budgets)
+    scorer = Scorer(plan, stats, budgets)
     if plan.request.scope == "global":
         return _by_scores(plan, reader, scorer)
-    if plan.method.unit == "tensor" or plan.request.refit:
-        return Decider(lambda index: pieces_of(plan, index), scorer.changed)
+    changes = plan.method.unit == "tensor" or plan.request.refit
 
     def work(piece: Piece, bits: Bits, out: Bits) -> tuple[Mask, Sums]:
-        keep = scorer.keep(piece, bits)
-        return keep, kernels.masked(bits, reader.values(piece, bits), keep, out)
+        values = reader.values(piece, bits)
+        if changes:
+            return scorer.changed(piece, bits, values, out)
+        keep = scorer.keep(piece, values)
+        return keep, kernels.masked(bits, values, keep, out)
 
     return Decider(lambda index: pieces_of(plan, index), work)
 
@@ -121,12 +123,17 @@ def _by_scores(plan: PrunePlan, reader: Reader, scorer: Scorer) -> Decider:
     """One threshold for the scores of all matrices, which are made anew on each pass."""
     assert plan.share is not None, "planning has refused others"
     pieces, n = _whole(plan), sum(target.numel for target in plan.targets)
-    (cut,) = cuts_of(reader, [Pool(pieces, n, sparsity.pruned(plan.share, n))], scorer.flat)
+
+    def scores(piece: Piece) -> F32:
+        return scorer.flat(piece, reader.values(piece))
+
+    (cut,) = cuts_of(reader, [Pool(pieces, n, sparsity.pruned(plan.share, n))], scores)
     numbers = {(piece.index, piece.start): number for number, piece in enumerate(pieces)}
 
     def work(piece: Piece, bits: Bits, out: Bits) -> tuple[Mask, Sums]:
-        keep = above(keyed(scorer.flat(piece)), cut, numbers[piece.index, piece.start])
-        return keep, kernels.masked(bits, reader.values(piece, bits), keep, out)
+        values = reader.values(piece, bits)
+        keep = above(keyed(scorer.flat(piece, values)), cut, numbers[piece.index, piece.start])
+        return keep, kernels.masked(bits, values, keep, out)
 
     return Decider(lambda index: list(slabs(index, plan.targets[index], True)), work)
 

@@ -33,7 +33,8 @@ class Inputs:
 class Matrix:
     """A matrix that is pruned: ``weights (out, in)``, fp32, whatever the file's orientation and dtype.
 
-    Of a stack of experts it is one expert's. ``inputs`` is None where nothing was calibrated.
+    Of a stack of experts it is one expert's. ``inputs`` is None where nothing was calibrated. Methods leave
+    both as they are.
     """
 
     name: str

@@ -21,7 +21,7 @@ def budgets(plan: PrunePlan, reader: Reader, stats: Statistics | None) -> dict[s
     pieces = [piece for piece in whole if plan.targets[piece.index].name not in plan.fixed]
     blocks = [outliers.block_of(plan.targets[piece.index].name) for piece in pieces]
     sizes = [piece.stop - piece.start for piece in pieces]
-    keeps = _of_blocks(plan, reader, Scorer(plan, reader, stats, {}), pieces, blocks, sizes)
+    keeps = _of_blocks(plan, reader, Scorer(plan, stats, {}), pieces, blocks, sizes)
     wanted = [keeps[block][0] / keeps[block][1] * n for block, n in zip(blocks, sizes, strict=True)]
     rounded = sparsity.rounded(wanted, sum(keep for keep, _ in keeps.values()), sizes)
     found = {}
@@ -43,7 +43,7 @@ def _of_blocks(
         entries[block] += n
 
     def total(piece: Piece) -> float:
-        matrix = scorer.matrix(piece)
+        matrix = scorer.matrix(piece, reader.values(piece))
         return outliers.total(matrix.weights, inputs.norms(matrix))
 
     sums = dict.fromkeys(blocks, 0.0)
@@ -51,7 +51,7 @@ def _of_blocks(
         sums[block] += found
 
     def count(piece: Piece) -> int:
-        matrix, block = scorer.matrix(piece), block_of[piece]
+        matrix, block = scorer.matrix(piece, reader.values(piece)), block_of[piece]
         above = request.outliers * sums[block] / entries[block]
         return outliers.outliers(matrix.weights, inputs.norms(matrix), above)
 
