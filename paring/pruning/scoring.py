@@ -76,21 +76,11 @@ class Scorer:
             return self._lines(scores, self._plan.request.lines)
         assert budget is not None, "without one all stays"
         if budget.of is None:
-            return self._select(scores, budget)
+            return select(scores, budget, self._plan.device)
         whole = scores.shape[1] // budget.of * budget.of
         mask = np.ones(scores.shape, np.bool_)
-        mask[:, :whole] = self._select(scores[:, :whole], budget)
+        mask[:, :whole] = select(scores[:, :whole], budget, self._plan.device)
         return mask
-
-    def _select(self, scores: F32, budget: Budget) -> Mask:
-        if self._plan.device == "cpu":
-            return select(scores, budget)
-        from paring.kernels.pruning import gpu
-
-        width = budget.of or (scores.shape[1] if budget.row else scores.size)
-        sent = gpu.send(np.ascontiguousarray(scores).reshape(-1, width), self._plan.device)
-        mask: Mask = kernels.best(sent, budget.keep).cpu().numpy()
-        return mask.reshape(scores.shape)
 
     def _lines(self, scores: F32, lines: str) -> Mask:
         """Whole outputs or inputs stay or go, by the L2 norm of their scores; of equal ones the first go."""
