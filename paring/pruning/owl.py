@@ -7,7 +7,7 @@ from fractions import Fraction
 from paring.pruning import inputs, outliers, sparsity
 from paring.pruning.matrix import Budget
 from paring.pruning.plan import PrunePlan
-from paring.pruning.reading import Piece, Reader, slabs
+from paring.pruning.reading import Piece, Reader, wholes
 from paring.pruning.scoring import Scorer
 from paring.pruning.statistics import Statistics
 
@@ -17,8 +17,7 @@ def budgets(plan: PrunePlan, reader: Reader, stats: Statistics | None) -> dict[s
     exact, but where each row is to have the whole part of it.
     """
     assert plan.share is not None, "planning has refused others"
-    whole = [piece for index, target in enumerate(plan.targets) for piece in slabs(index, target, True)]
-    pieces = [piece for piece in whole if plan.targets[piece.index].name not in plan.fixed]
+    pieces = [piece for piece in wholes(plan.targets) if plan.targets[piece.index].name not in plan.fixed]
     blocks = [outliers.block_of(plan.targets[piece.index].name) for piece in pieces]
     sizes = [piece.stop - piece.start for piece in pieces]
     keeps = _of_blocks(plan, reader, Scorer(plan, stats, {}), pieces, blocks, sizes)
