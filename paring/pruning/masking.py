@@ -20,6 +20,7 @@ from paring.pruning import masks
 from paring.pruning.masks import Bools, MaskFile, open_mask
 from paring.pruning.plan import open_dense
 from paring.pruning.reading import Piece, Reader, keyed, spans
+from paring.pruning.stored import patterns_of
 from paring.pruning.tensors import sort
 from paring.report import Jsonable, Verification
 
@@ -203,12 +204,13 @@ def join(
 
 
 def extract(model: Path, output: Path, *, overwrite: bool = False) -> MaskMade:
-    """Write the mask of what is not zero in the tensors that prune would prune. Raises as prune does."""
+    """Write the mask of what is not zero in the tensors that prune would prune, or of a model that it has
+    pruned, did prune. Raises as prune does."""
     started = time.perf_counter()
     with open_dense(model) as checkpoint:
         atomic.refuse_same_file(output, [model, *checkpoint.inputs])
         atomic.refuse_existing(output, overwrite)
-        targets, _ = sort(checkpoint, checkpoint.config("config.json") or {})
+        targets, _ = sort(checkpoint, checkpoint.config("config.json") or {}, *patterns_of(checkpoint))
         reader = Reader(checkpoint, targets, 1)
 
         def made() -> Iterator[tuple[str, Stored]]:
