@@ -37,6 +37,7 @@ def command() -> None:
 @click.option("--memory", type=common.Bytes(), metavar="SIZE", help=common.memory_help)
 @common.dry_run
 @common.overwrite
+@common.offline
 @common.shown
 def apply(
     mask: str, model: str, output: str, shard_size: int, threads: int | None, memory: int | None,
