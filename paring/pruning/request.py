@@ -85,12 +85,10 @@ def check(request: Request) -> tuple[Method, dict[str, Any], Fraction | None]:
             raise OptionError(f"{request.mask} says all that stays: leave out what else would say it")
         return method, options, None
     grouped = request.keep is not None or request.of is not None
-    if grouped and (request.keep is None or request.of is None):
-        raise OptionError("--keep and --of go together, as in --keep 2 --of 4")
+    if grouped:
+        sparsity.group(request.keep, request.of)
     if (request.sparsity is not None) == grouped and not (request.budgets and not grouped):
         raise OptionError("say how much goes: --sparsity .5, or --keep 2 --of 4 (one of them)")
-    if grouped:
-        sparsity.group(request.keep or 0, request.of or 0)
     share = None if request.sparsity is None else sparsity.fraction(request.sparsity)
     fixed = [
         f"--{name} {value}" for name, value, default in (
