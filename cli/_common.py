@@ -17,7 +17,7 @@ from paring.sizes import parse_size
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from paring.report import Jsonable
+    from paring.report import Jsonable, Verification
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -124,6 +124,23 @@ def short(text: str) -> str:
 def warn(text: str) -> None:
     """One line on stderr."""
     click.secho(f"warning: {text}", fg="yellow", err=True)
+
+
+def show_checks(found: Verification, *, as_json: bool, quiet: bool, brief: bool = False) -> int:
+    """What was checked, a line each, what failed on stderr; ``brief`` makes many that hold one. Returns
+    the exit code."""
+    if as_json:
+        print_json(found)
+        return 0 if found.ok else 1
+    many = brief and len(found.passed) >= 4
+    if not quiet:
+        for what in [f"{len(found.passed)} checks of tensors"] if many else found.passed:
+            click.echo(click.style("ok      ", fg="green") + what)
+        if found.error is not None:
+            click.echo(f"relative error {found.error:.6f}, recorded {found.error_recorded:.6f}")
+    for what in found.failed:
+        click.echo(click.style("FAILED  ", fg="red") + what, err=True)
+    return 0 if found.ok else 1
 
 
 def tell_of_rest(output: str, kinds: tuple[str, ...]) -> None:

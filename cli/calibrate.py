@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @common.device
 @common.dry_run
 @common.overwrite
+@common.offline
 @common.shown
 def command(
     model: str, as_json: bool, quiet: bool, verbose: bool, debug: bool, output: str, data: str, **given: Any

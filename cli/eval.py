@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--dtype", default="fp32", show_default=True, metavar="fp32|bf16|fp16", help="To compute in.")
 @common.threads
 @common.device
+@common.offline
 @common.shown
 def command(
     model: str, as_json: bool, quiet: bool, verbose: bool, debug: bool, data: str, **given: Any

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -37,6 +37,7 @@ def command() -> None:
 @click.option("--memory", type=common.Bytes(), metavar="SIZE", help=common.memory_help)
 @common.dry_run
 @common.overwrite
+@common.offline
 @common.shown
 def apply(
     mask: str, model: str, output: str, shard_size: int, threads: int | None, memory: int | None,
@@ -73,17 +74,7 @@ def verify(
 
     verifying.wanted(None, keep, of)
     found = masking.verify(Path(mask), None if model is None else Path(model), keep=keep, of=of)
-    if as_json:
-        common.print_json(found)
-    else:
-        if not quiet:
-            for what in found.passed if verbose or len(found.passed) < 4 else ():
-                click.echo(click.style("ok      ", fg="green") + what)
-            if not verbose and len(found.passed) >= 4:
-                click.echo(click.style("ok      ", fg="green") + f"{len(found.passed)} checks of tensors")
-        for what in found.failed:
-            click.echo(click.style("FAILED  ", fg="red") + what, err=True)
-    return 0 if found.ok else 1
+    return common.show_checks(found, as_json=as_json, quiet=quiet, brief=not verbose)
 
 
 @command.command("stats", context_settings=_HELP)
@@ -131,46 +122,26 @@ def diff(first: str, second: str, as_json: bool, quiet: bool, verbose: bool, deb
             common.warn(f"only one of the two masks {name}")
 
 
-@command.command("union", context_settings=_HELP)
-@click.argument("masks", nargs=-1, required=True)
-@_output
-@common.overwrite
-@common.shown
-def union(
-    masks: tuple[str, ...],
-    output: str,
-    overwrite: bool,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-    debug: bool,
-) -> None:
-    """Write what any of MASKS keeps."""
-    from paring.pruning import masking
+def _joins(how: Literal["union", "intersect"], what: str) -> None:
+    """Add the command that joins masks so."""
 
-    found = masking.join([Path(mask) for mask in masks], Path(output), "union", overwrite=overwrite)
-    _tell(found, as_json, quiet)
+    @command.command(how, help=what, context_settings=_HELP)
+    @click.argument("masks", nargs=-1, required=True)
+    @_output
+    @common.overwrite
+    @common.shown
+    def join(
+        masks: tuple[str, ...], output: str, overwrite: bool,
+        as_json: bool, quiet: bool, verbose: bool, debug: bool,
+    ) -> None:  # fmt: skip
+        from paring.pruning import masking
+
+        found = masking.join([Path(mask) for mask in masks], Path(output), how, overwrite=overwrite)
+        _tell(found, as_json, quiet)
 
 
-@command.command("intersect", context_settings=_HELP)
-@click.argument("masks", nargs=-1, required=True)
-@_output
-@common.overwrite
-@common.shown
-def intersect(
-    masks: tuple[str, ...],
-    output: str,
-    overwrite: bool,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-    debug: bool,
-) -> None:
-    """Write what all of MASKS keep."""
-    from paring.pruning import masking
-
-    found = masking.join([Path(mask) for mask in masks], Path(output), "intersect", overwrite=overwrite)
-    _tell(found, as_json, quiet)
+_joins("union", "Write what any of MASKS keeps.")
+_joins("intersect", "Write what all of MASKS keep.")
 
 
 @command.command("extract", context_settings=_HELP)

@@ -25,14 +25,4 @@ def command(
 
     with common.progress(f"verifying {file}", quiet=quiet, verbose=verbose):
         found = api.verify(file, source, base=base, sparsity=sparsity, keep=keep, of=of)
-    if as_json:
-        common.print_json(found)
-    elif not quiet:
-        for what in found.passed:
-            click.echo(click.style("ok      ", fg="green") + what)
-        if found.error is not None:
-            click.echo(f"relative error {found.error:.6f}, recorded {found.error_recorded:.6f}")
-    if not as_json:
-        for what in found.failed:
-            click.echo(click.style("FAILED  ", fg="red") + what, err=True)
-    return 0 if found.ok else 1
+    return common.show_checks(found, as_json=as_json, quiet=quiet)

@@ -187,6 +187,21 @@ def test_offline_takes_what_was_downloaded(hub: HubServer, models: list[str], tm
     assert one == two
 
 
+@pytest.mark.parametrize("command", [
+    ("mask", "apply", "{mask}", "lab/a", "-o", "{out}"), ("eval", "lab/a", "--data", "{mask}"),
+    ("calibrate", "lab/a", "--data", "{mask}", "-o", "{out}"),
+])  # fmt: skip
+def test_commands_of_pruning_go_offline(
+    hub: HubServer, models: list[str], tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    places = {"mask": tmp_path / "mask.safetensors", "out": tmp_path / "out.safetensors"}
+    api.prune(models[0], tmp_path / "pruned", sparsity=".5", include=["*"], save_mask=places["mask"])
+    before = len(hub.log)
+    done = paring(*(word.format(**places) for word in command), "--offline", HF_HOME=str(tmp_path / "none"))
+    assert done.returncode == 1 and "was not downloaded before" in done.stderr, done.stderr
+    assert len(hub.log) == before and not places["out"].exists()
+
+
 def test_a_file_that_is_not_what_its_header_said(hub: HubServer, tmp_path: Path) -> None:
     for name, shape in (("one", (4, 6)), ("two", (6, 4))):
         put(hub, f"lab/{name}", put_model(tmp_path / name, {"a.weight": np.ones(shape, np.float32)}))

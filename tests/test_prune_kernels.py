@@ -104,6 +104,15 @@ def test_select_is_by_budget():
     np.testing.assert_array_equal(select(wide, Budget(3)), select(scores, Budget(3)))
 
 
+@pytest.mark.parametrize("device", DEVICES[1:])
+@pytest.mark.parametrize("budget", [Budget(30), Budget(0), Budget(5, row=True), Budget(1, of=4)])
+def test_select_finds_the_same_on_any_device(device, budget):
+    put(np.zeros(1, np.float32), device)
+    scores = np.random.default_rng(0).integers(0, 4, (7, 16)).astype(np.float32)[:, :12]  # not contiguous
+    there = "cpu:0" if device == "torch" else device  # which torch takes for a device as any other
+    np.testing.assert_array_equal(select(scores, budget, there), select(scores, budget))
+
+
 @given(st.decimals(0, 1, places=4, allow_nan=False).filter(lambda x: x < 1), st.integers(1, 10**12))
 def test_shares_are_exact(share, n):
     found = sparsity.fraction(str(share))

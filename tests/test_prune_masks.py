@@ -186,6 +186,17 @@ def test_the_mask_of_a_model_that_others_pruned(mask, tmp_path):
     assert found.digest == masking.stats(mask).digest
 
 
+def test_the_mask_of_a_model_that_says_what_was_pruned(model, tmp_path):
+    """Patterns may add what is left alone by default, and leave out what is not."""
+    how = {"sparsity": ".5", "include": ["embed_tokens", "q_proj"], "exclude": ["layers.1"]}
+    prune(model, tmp_path / "o", save_mask=tmp_path / "k.safetensors", **how)
+    found = masking.extract(tmp_path / "o", tmp_path / "x.safetensors")
+    assert found.digest == masking.stats(tmp_path / "k.safetensors").digest
+    wrong = json.dumps({"command": "prune", "include": "q_proj"})
+    with pytest.raises(BadFileError, match="include and exclude are patterns"):
+        masking.extract(broken(tmp_path / "o", tmp_path, paring=wrong), tmp_path / "y.safetensors")
+
+
 def test_experts_of_a_size_that_bytes_do_not_divide(tmp_path):
     """27 entries a matrix: each has bytes of its own."""
     shapes = {"model.layers.0.mlp.experts.gate_up_proj": (5, 3, 9)}

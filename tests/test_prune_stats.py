@@ -1,6 +1,8 @@
 """``prune`` with statistics: files in, files out, against the methods alone."""
 
 import json
+import os
+import threading
 from fractions import Fraction
 
 import numpy as np
@@ -8,13 +10,14 @@ import pytest
 from click.testing import CliRunner
 
 from paring.api import prune, rerun, verify
-from paring.checkpoint import open_checkpoint, write_safetensors
+from paring.checkpoint import Checkpoint, open_checkpoint, write_safetensors
 from paring.cli import paring as command
 from paring.dtypes import Stored, from_f32
-from paring.errors import BadFileError, BadValueError, OptionError
+from paring.errors import BadFileError, BadValueError, OptionError, OutputError
 from paring.pruning.matrix import Budget, Matrix
 from paring.pruning.outliers import outliers, share_out, total
 from paring.pruning.refitting import lost, refit
+from paring.pruning.scoring import Scorer
 from paring.pruning.statistics import Measured, open_stats, write_stats
 from tests import pruning
 
@@ -157,6 +160,26 @@ def test_verify_knows_what_owl_gives_rows(tmp_path, model, stats):
     assert not verify(tmp_path / "out", sparsity=".8").ok and not verify(model, sparsity=".6").ok
 
 
+def test_owl_keeps_to_its_memory(tmp_path, model, stats, monkeypatch):
+    """Where only one matrix at a time fits, none is looked at in another thread."""
+    real, seen = Scorer.matrix, set()
+
+    def seeing(self, *arguments):
+        seen.add(threading.current_thread())
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Scorer, "matrix", seeing)
+    how = {"sparsity": ".5", "allocate": "owl", "stats": stats, "threads": 4}
+    prune(model, tmp_path / "wide", **how, memory=1 << 30)
+    assert len(seen) > 1
+    seen.clear()
+    prune(model, tmp_path / "narrow", **how, memory=30_000)
+    assert seen == {threading.current_thread()}
+    assert (tmp_path / "narrow/model.safetensors").read_bytes() == (
+        tmp_path / "wide/model.safetensors"
+    ).read_bytes()
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_and_shards_make_no_difference(tmp_path, model, stats, threads):
     for method, more in (("sparsegpt", {"refit": True}), ("wanda", {"allocate": "owl"})):
@@ -223,6 +246,60 @@ def test_what_is_kept_whole_needs_no_statistics(tmp_path, model):
             model, tmp_path / method, method=method, sparsity=".5", stats=path, budgets={MATRICES[0]: "dense"}
         )
         np.testing.assert_array_equal(matrices(tmp_path / method)[MATRICES[0]], matrices(model)[MATRICES[0]])
+
+
+@pytest.mark.parametrize("what", ["out", "out.safetensors", "mask.safetensors"])
+def test_an_output_that_exists_is_refused_before_the_model_is_read(tmp_path, model, stats, monkeypatch, what):
+    there = tmp_path / what
+    if not there.suffix:
+        there.mkdir()
+        there /= "model.safetensors"
+    there.write_bytes(b"mine")
+    monkeypatch.setattr(Checkpoint, "digest", lambda self: pytest.fail("the model was read"))
+    output = tmp_path / (what if "mask" not in what else "new")
+    with pytest.raises(OutputError, match=f"{what} exists"):
+        prune(
+            model, output, sparsity=".5", method="wanda", stats=stats, save_mask=tmp_path / "mask.safetensors"
+        )
+
+
+def test_statistics_are_never_overwritten(tmp_path, model, stats):
+    before = stats.read_bytes()
+    for places in ({"output": stats}, {"output": tmp_path / "out", "save_mask": stats}):
+        with pytest.raises(OutputError, match="is an input"):
+            prune(model, sparsity=".5", method="wanda", stats=stats, overwrite=True, **places)
+    assert stats.read_bytes() == before
+
+
+def test_statistics_that_nobody_looks_at_cost_nothing(tmp_path, model, stats, monkeypatch):
+    """Those of another model, too; the recipe names them."""
+    tuned = put_model(tmp_path / "tuned", seed=1)
+    monkeypatch.setattr(Checkpoint, "digest", lambda self: pytest.fail("the model was read"))
+    report = prune(tuned, tmp_path / "out", sparsity=".5", stats=stats)
+    assert "magnitude does not look at --stats" in report.warnings
+    assert report.recipe["stats"] == str(stats)
+
+
+def test_a_run_is_not_taken_up_with_other_statistics(tmp_path, model, stats, monkeypatch):
+    """Of the same name, size and time."""
+    how = {"sparsity": ".5", "method": "wanda", "stats": stats, "threads": 1}
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("paring.pruning.run._beside", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prune(model, tmp_path / "out", **how)
+    before = stats.stat()
+    with open_checkpoint(stats) as file:
+        tensors, told = {name: file.read(name) for name in file}, file.metadata
+    tensors[f"{MATRICES[1]}.norms"] = Stored("F32", np.arange(16, dtype=np.float32))
+    write_safetensors(stats, tensors, told, overwrite=True)
+    os.utime(stats, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert stats.stat().st_size == before.st_size
+    with pytest.raises(OutputError, match="other inputs or options"):
+        prune(model, tmp_path / "out", **how)
 
 
 def test_damage_found_late_leaves_nothing(tmp_path, model, stats):

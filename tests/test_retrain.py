@@ -435,6 +435,37 @@ def test_a_mask_that_is_there_is_not_replaced_unasked(made, tmp_path):
     assert (tmp_path / ".out2.pruned" / "thesis.txt").exists()
 
 
+def test_a_mask_that_exists_is_never_lost(made, tmp_path, monkeypatch):
+    """Not without --overwrite, unless this very run has made it."""
+    dense, _, data = made()
+    mask, out = tmp_path / "mask.safetensors", tmp_path / "out"
+    mask.write_bytes(b"somebody's")
+    how = {"sparsity": ".5", "retrain": "perp", "data": data, "length": 32, "save_mask": mask}
+    how["retrain_options"] = {"steps": 2}
+    with pytest.raises(OutputError, match=r"mask\.safetensors exists"):
+        api.prune(dense, out, **how)
+    assert mask.read_bytes() == b"somebody's"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.safetensors"]
+    mask.unlink()
+
+    def stop(*arguments, **more):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("paring.retraining.whole.retrain", stop)
+        with pytest.raises(KeyboardInterrupt):
+            api.prune(dense, out, **how)
+    first = mask.read_bytes()
+    api.prune(dense, out, **how)
+    assert mask.read_bytes() == first
+    more = {**how, "sparsity": ".6"}
+    with pytest.raises(OutputError, match=r"mask\.safetensors exists"):
+        api.prune(dense, tmp_path / "other", **more)
+    assert mask.read_bytes() == first
+    api.prune(dense, tmp_path / "other", **more, overwrite=True)
+    assert mask.read_bytes() != first
+
+
 def test_a_dry_run_writes_nothing(made, tmp_path):
     dense, _, data = made()
     done = prune(

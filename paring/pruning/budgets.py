@@ -17,8 +17,8 @@ from paring.pruning.tensors import Target, fits
 if TYPE_CHECKING:
     from paring.pruning.request import Request
 
-#: what sparse tensor cores and their libraries want of rows and columns, by bytes of an entry
-_HARDWARE = {"cuSPARSELt": {2: (16, 16)}, "CUTLASS": {2: (32, 64)}}
+#: what sparse tensor cores and their libraries want of rows and columns, of 16-bit entries
+_HARDWARE = {"cuSPARSELt": (16, 16), "CUTLASS": (32, 64)}
 _LONGEST = 1 << 20
 
 #: a sparsity, (keep, of), or "dense"
@@ -173,8 +173,7 @@ def _unfit(targets: Sequence[Target], found: Mapping[str, Budget]) -> list[str]:
     """A warning of matrices that keep 2 of 4, but of a shape that sparse tensor cores do not take."""
     groups = [target for target in targets if (b := found.get(target.matrix(0))) and (b.keep, b.of) == (2, 4)]
     out = []
-    for library, sizes in _HARDWARE.items():
-        rows, columns = sizes[2]
+    for library, (rows, columns) in _HARDWARE.items():
         bad = [target for target in groups if target.out % rows or target.inn % columns]
         if bad:
             more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""

@@ -14,7 +14,7 @@ from paring.pruning.cutting import Cut, Pool, cuts, cuts_of
 from paring.pruning.masks import MaskFile
 from paring.pruning.matrix import Budget, Mask
 from paring.pruning.plan import PrunePlan
-from paring.pruning.reading import F32, Piece, Reader, keyed, slabs, spans
+from paring.pruning.reading import F32, Piece, Reader, keyed, slabs, spans, wholes
 from paring.pruning.scoring import Scorer, above, by_slabs
 from paring.pruning.statistics import Statistics
 
@@ -43,15 +43,17 @@ def decider(
         return _by_mask(plan, reader, plan.given)
     if plan.by_bits:
         return _by_bits(plan, reader, budgets, todo, masked)
-    scorer = Scorer(plan, reader, stats, budgets)
+    scorer = Scorer(plan, stats, budgets)
     if plan.request.scope == "global":
         return _by_scores(plan, reader, scorer)
-    if plan.method.unit == "tensor" or plan.request.refit:
-        return Decider(lambda index: pieces_of(plan, index), scorer.changed)
+    changes = plan.method.unit == "tensor" or plan.request.refit
 
     def work(piece: Piece, bits: Bits, out: Bits) -> tuple[Mask, Sums]:
-        keep = scorer.keep(piece, bits)
-        return keep, kernels.masked(bits, reader.values(piece, bits), keep, out)
+        values = reader.values(piece, bits)
+        if changes:
+            return scorer.changed(piece, bits, values, out)
+        keep = scorer.keep(piece, values)
+        return keep, kernels.masked(bits, values, keep, out)
 
     return Decider(lambda index: pieces_of(plan, index), work)
 
@@ -59,11 +61,6 @@ def decider(
 def pieces_of(plan: PrunePlan, index: int) -> list[Piece]:
     """Whole matrices, or rows where those do not depend on each other."""
     return list(slabs(index, plan.targets[index], whole=not by_slabs(plan, index)))
-
-
-def _whole(plan: PrunePlan) -> list[Piece]:
-    """All matrices, a piece each."""
-    return [piece for index in range(len(plan.targets)) for piece in slabs(index, plan.targets[index], True)]
 
 
 def _by_bits(
@@ -120,13 +117,18 @@ def _by_mask(plan: PrunePlan, reader: Reader, mask: MaskFile) -> Decider:
 def _by_scores(plan: PrunePlan, reader: Reader, scorer: Scorer) -> Decider:
     """One threshold for the scores of all matrices, which are made anew on each pass."""
     assert plan.share is not None, "planning has refused others"
-    pieces, n = _whole(plan), sum(target.numel for target in plan.targets)
-    (cut,) = cuts_of(reader, [Pool(pieces, n, sparsity.pruned(plan.share, n))], scorer.flat)
+    pieces, n = wholes(plan.targets), sum(target.numel for target in plan.targets)
+
+    def scores(piece: Piece) -> F32:
+        return scorer.flat(piece, reader.values(piece))
+
+    (cut,) = cuts_of(reader, [Pool(pieces, n, sparsity.pruned(plan.share, n))], scores)
     numbers = {(piece.index, piece.start): number for number, piece in enumerate(pieces)}
 
     def work(piece: Piece, bits: Bits, out: Bits) -> tuple[Mask, Sums]:
-        keep = above(keyed(scorer.flat(piece)), cut, numbers[piece.index, piece.start])
-        return keep, kernels.masked(bits, reader.values(piece, bits), keep, out)
+        values = reader.values(piece, bits)
+        keep = above(keyed(scorer.flat(piece, values)), cut, numbers[piece.index, piece.start])
+        return keep, kernels.masked(bits, values, keep, out)
 
     return Decider(lambda index: list(slabs(index, plan.targets[index], True)), work)
 
@@ -134,7 +136,7 @@ def _by_scores(plan: PrunePlan, reader: Reader, scorer: Scorer) -> Decider:
 def _lamp(plan: PrunePlan, reader: Reader) -> dict[str, Budget]:
     """What LAMP keeps of every matrix that has no budget of its own."""
     assert plan.share is not None, "planning has refused others"
-    pieces = [piece for piece in _whole(plan) if plan.targets[piece.index].name not in plan.fixed]
+    pieces = [piece for piece in wholes(plan.targets) if plan.targets[piece.index].name not in plan.fixed]
     numbers = {(piece.index, piece.start): number for number, piece in enumerate(pieces)}
 
     def values(piece: Piece) -> F32:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from paring.pruning import masks
 from paring.pruning.masks import Bools, MaskFile, open_mask
 from paring.pruning.plan import open_dense
 from paring.pruning.reading import Piece, Reader, keyed, spans
+from paring.pruning.stored import patterns_of
 from paring.pruning.tensors import sort
 from paring.report import Jsonable, Verification
 
@@ -193,31 +195,28 @@ def join(
     def made() -> Iterator[tuple[str, Stored]]:
         for name in names:
             parts = [mask.checkpoint.read(name).data for mask in found if name in mask.shapes]
-            out = parts[0]
-            for part in parts[1:]:
-                out = fold(out, part)
-            yield name, Stored("U8", out)
+            yield name, Stored("U8", reduce(fold, parts))
 
     _write(output, tensors, made(), overwrite)
     return _made(f"mask {how}", [str(path) for path in paths], output, started)
 
 
 def extract(model: Path, output: Path, *, overwrite: bool = False) -> MaskMade:
-    """Write the mask of what is not zero in the tensors that prune would prune. Raises as prune does."""
+    """Write the mask of what is not zero in the tensors that prune would prune, or of a model that it has
+    pruned, did prune. Raises as prune does."""
     started = time.perf_counter()
     with open_dense(model) as checkpoint:
         atomic.refuse_same_file(output, [model, *checkpoint.inputs])
         atomic.refuse_existing(output, overwrite)
-        targets, _ = sort(checkpoint, checkpoint.config("config.json") or {})
+        targets, _ = sort(checkpoint, checkpoint.config("config.json") or {}, *patterns_of(checkpoint))
         reader = Reader(checkpoint, targets, 1)
 
         def made() -> Iterator[tuple[str, Stored]]:
             for index, target in enumerate(targets):
-                rows = [np.empty(0, np.uint8) for _ in range(target.stack)]
-                for piece in spans(index, target):
-                    packed = np.packbits(keyed(reader.values(piece)) != 0, bitorder="little")
-                    rows[piece.number] = np.concatenate([rows[piece.number], packed])
-                yield target.name, Stored("U8", np.stack(rows))
+                # spans end with a byte, or with their matrix
+                bits = (keyed(reader.values(piece)) != 0 for piece in spans(index, target))
+                packed = np.concatenate([np.packbits(some, bitorder="little") for some in bits])
+                yield target.name, Stored("U8", packed.reshape(target.stack, -1))
 
         try:
             _write(output, targets, made(), overwrite)
@@ -241,10 +240,13 @@ def _write(
 
 
 def _made(command: str, inputs: list[str], output: Path, started: float) -> MaskMade:
-    found = stats(output)
+    mask = open_mask(output)
+    elements = sum(map(numel, mask.shapes.values()))
+    kept = sum(int(np.count_nonzero(bits)) for name in mask.shapes for _, bits in _bits(mask, name))
+    mask.close()
     return MaskMade(
-        command=command, inputs=inputs, output=str(output), elements=found.elements, kept=found.kept,
-        density=found.density, digest=found.digest, seconds=time.perf_counter() - started,
+        command=command, inputs=inputs, output=str(output), digest=mask.digest(), elements=elements,
+        kept=kept, density=kept / elements if elements else 1.0, seconds=time.perf_counter() - started,
     )  # fmt: skip
 
 

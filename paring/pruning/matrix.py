@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from paring.kernels import module
 from paring.kernels import pruning as kernels
 from paring.kernels.pruning import reference
 
@@ -33,7 +34,8 @@ class Inputs:
 class Matrix:
     """A matrix that is pruned: ``weights (out, in)``, fp32, whatever the file's orientation and dtype.
 
-    Of a stack of experts it is one expert's. ``inputs`` is None where nothing was calibrated.
+    Of a stack of experts it is one expert's. ``inputs`` is None where nothing was calibrated. Methods leave
+    both as they are.
     """
 
     name: str
@@ -64,16 +66,21 @@ class Pruned:
     weights: F32
 
 
-def select(scores: npt.NDArray[Any], budget: Budget) -> Mask:
+def select(scores: npt.NDArray[Any], budget: Budget, device: str = "cpu") -> Mask:
     """The mask ``(out, in)`` that keeps the best ``scores (out, in)``, exactly as many as ``budget`` says.
 
-    Of equal scores those that come first in flat order are pruned first.
+    Of equal scores those that come first in flat order are pruned first. Scores in fp32 are compared on
+    ``device``.
     """
     rows, columns = scores.shape
     width = budget.of or (columns if budget.row else rows * columns)
     flat = np.ascontiguousarray(scores).reshape(-1, width) if scores.size else scores.reshape(0, width)
     if flat.dtype != np.float32:
         return reference.best(flat, budget.keep).reshape(scores.shape)
+    if device != "cpu":
+        sent = module("pruning", "gpu").send(flat, device)
+        found: Mask = kernels.best(sent, budget.keep).cpu().numpy()
+        return found.reshape(scores.shape)
     kernel = kernels.best if budget.of is None else kernels.grouped
     more = () if budget.of is None else (budget.of,)
     mask: Mask = kernel(flat, budget.keep, *more)

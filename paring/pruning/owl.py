@@ -7,10 +7,9 @@ from fractions import Fraction
 from paring.pruning import inputs, outliers, sparsity
 from paring.pruning.matrix import Budget
 from paring.pruning.plan import PrunePlan
-from paring.pruning.reading import Piece, Reader, slabs
+from paring.pruning.reading import Piece, Reader, wholes
 from paring.pruning.scoring import Scorer
 from paring.pruning.statistics import Statistics
-from paring.stream import in_order
 
 
 def budgets(plan: PrunePlan, reader: Reader, stats: Statistics | None) -> dict[str, Budget]:
@@ -18,11 +17,10 @@ def budgets(plan: PrunePlan, reader: Reader, stats: Statistics | None) -> dict[s
     exact, but where each row is to have the whole part of it.
     """
     assert plan.share is not None, "planning has refused others"
-    whole = [piece for index, target in enumerate(plan.targets) for piece in slabs(index, target, True)]
-    pieces = [piece for piece in whole if plan.targets[piece.index].name not in plan.fixed]
+    pieces = [piece for piece in wholes(plan.targets) if plan.targets[piece.index].name not in plan.fixed]
     blocks = [outliers.block_of(plan.targets[piece.index].name) for piece in pieces]
     sizes = [piece.stop - piece.start for piece in pieces]
-    keeps = _of_blocks(plan, Scorer(plan, reader, stats, {}), pieces, blocks, sizes)
+    keeps = _of_blocks(plan, reader, Scorer(plan, stats, {}), pieces, blocks, sizes)
     wanted = [keeps[block][0] / keeps[block][1] * n for block, n in zip(blocks, sizes, strict=True)]
     rounded = sparsity.rounded(wanted, sum(keep for keep, _ in keeps.values()), sizes)
     found = {}
@@ -35,30 +33,29 @@ def budgets(plan: PrunePlan, reader: Reader, stats: Statistics | None) -> dict[s
 
 
 def _of_blocks(
-    plan: PrunePlan, scorer: Scorer, pieces: list[Piece], blocks: list[str], sizes: list[int]
+    plan: PrunePlan, reader: Reader, scorer: Scorer, pieces: list[Piece], blocks: list[str], sizes: list[int]
 ) -> dict[str, tuple[int, int]]:
     """How many entries each block keeps, and how many it has."""
-    request, threads = plan.request, plan.threads
+    request, block_of = plan.request, dict(zip(pieces, blocks, strict=True))
     entries = dict.fromkeys(blocks, 0)
     for block, n in zip(blocks, sizes, strict=True):
         entries[block] += n
 
     def total(piece: Piece) -> float:
-        matrix = scorer.matrix(piece)
+        matrix = scorer.matrix(piece, reader.values(piece))
         return outliers.total(matrix.weights, inputs.norms(matrix))
 
     sums = dict.fromkeys(blocks, 0.0)
-    for block, found in zip(blocks, in_order(total, pieces, threads), strict=True):
+    for block, found in zip(blocks, reader.visit(total, pieces), strict=True):
         sums[block] += found
 
-    def count(pair: tuple[Piece, str]) -> int:
-        matrix = scorer.matrix(pair[0])
-        above = request.outliers * sums[pair[1]] / entries[pair[1]]
+    def count(piece: Piece) -> int:
+        matrix, block = scorer.matrix(piece, reader.values(piece)), block_of[piece]
+        above = request.outliers * sums[block] / entries[block]
         return outliers.outliers(matrix.weights, inputs.norms(matrix), above)
 
     counts = dict.fromkeys(blocks, 0)
-    pairs = list(zip(pieces, blocks, strict=True))
-    for block, number in zip(blocks, in_order(count, pairs, threads), strict=True):
+    for block, number in zip(blocks, reader.visit(count, pieces), strict=True):
         counts[block] += number
     shares = [counts[block] / n for block, n in entries.items()]
     assert plan.share is not None, "planning has refused others"

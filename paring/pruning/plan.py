@@ -14,17 +14,18 @@ from paring.checkpoint import Checkpoint
 from paring.devices import pick
 from paring.errors import BadFileError, OptionError, OutputError, UnsupportedError
 from paring.merging.record import metadata
+from paring.outputs import Output
 from paring.packed import Packed, open_source
 from paring.plan import refuse_sealed, thread_count
 from paring.pruning import allocating, budgets
 from paring.pruning.masks import MaskFile, of_mask, open_mask
 from paring.pruning.matrix import Budget
 from paring.pruning.reading import matrices
-from paring.pruning.request import BY_MAGNITUDE, Request, check, inputs_of, scope_of
+from paring.pruning.request import BY_MAGNITUDE, Request, check, inputs_of, scope_of, wants_stats
 from paring.pruning.statistics import open_stats
 from paring.pruning.tensors import Left, Target, sort
 from paring.registry import Method
-from paring.resumable import Shard, shards
+from paring.resumable import Shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,35 +104,33 @@ def plan_prune(
         raise UnsupportedError(f"{checkpoint.path} holds nothing that is pruned by default: see --include")
     allotted, fixed, warnings = budgets.of_targets(request, targets, share)
     _refuse_unturned(request, method, targets)
-    target = Path(output)
-    single = target.suffix == ".safetensors"
-    mask = None if save_mask is None else Path(save_mask)
-    _refuse_output(target, single, mask, checkpoint, overwrite)
     stats = None if request.stats is None else Path(found[request.stats])
-    if stats is not None and not stats.is_file():
-        raise BadFileError(f"--stats {stats}: there is no such file; `paring calibrate` makes one")
-    if stats is not None:
-        warnings += _measured(stats, request, method, targets, allotted)
-    limit = 1 << 62 if single else request.shard_size
+    mask = None if save_mask is None else Path(save_mask)
     recipe = request.recipe()
     layout = [(info.name, info.dtype, info.shape) for info in checkpoint.tensors.values()]
-    files = shards(layout, "model", limit, metadata(checkpoint.metadata, recipe))
-    if not target.with_name(f".{target.name}.resume").exists():  # which has taken its room
-        atomic.check_room(target, sum(shard.nbytes for shard in files))
+    facts = metadata(checkpoint.metadata, recipe)
+    made = Output(Path(output), layout, facts, overwrite, request.shard_size)
+    beside = [file for file in (stats, None if given is None else given.path) if file is not None]
+    _refuse_output(made, mask, checkpoint, [checkpoint.path, *checkpoint.inputs, *beside])
+    if stats is not None and not stats.is_file():
+        raise BadFileError(f"--stats {stats}: there is no such file; `paring calibrate` makes one")
+    if stats is not None and wants_stats(request, method) is None:
+        warnings.append(f"{method.name} does not look at --stats")
+        stats = None
+    elif stats is not None:
+        _refuse_unmeasured(stats, request, method, targets, allotted)
     return PrunePlan(
-        method, options, request, checkpoint, share, targets, left, allotted, target, single, files,
-        overwrite, thread_count(threads), device, recipe, mask, stats, given, fixed, warnings,
+        method, options, request, checkpoint, share, targets, left, allotted, made.path, made.single,
+        made.files, overwrite, thread_count(threads), device, recipe, mask, stats, given, fixed, warnings,
     )  # fmt: skip
 
 
-def _measured(
+def _refuse_unmeasured(
     path: Path, request: Request, method: Method, targets: Sequence[Target], given: Mapping[str, Budget]
-) -> list[str]:
-    """Refuse statistics that lack what is needed; warn of those that are not needed. Whether they are of this
-    model is seen when the work begins, for that takes reading it."""
+) -> None:
+    """Refuse statistics that lack what is needed. Whether they are of this model is seen when the work
+    begins, for that takes reading it."""
     products = method.sees == "grams" or request.refit
-    if not products and method.sees != "norms" and request.allocate != "owl":
-        return [f"{method.name} does not look at --stats"]
     found = open_stats(path)
     names = [targets[index].matrix(number) for index, number in matrices(targets)]
     early = request.scope != "global" and request.allocate not in allocating.BY_DATA
@@ -139,7 +138,6 @@ def _measured(
     if products and not found.gram:
         wants = "--refit" if request.refit else method.name
         raise OptionError(f"{wants} needs products of inputs, and {path} has none: calibrate with --gram")
-    return []
 
 
 def open_dense(path: str | os.PathLike[str]) -> Checkpoint:
@@ -169,22 +167,16 @@ def _refuse_unturned(request: Request, method: Method, targets: Sequence[Target]
 
 
 def _refuse_output(
-    target: Path, single: bool, mask: Path | None, checkpoint: Checkpoint, overwrite: bool
+    made: Output, mask: Path | None, checkpoint: Checkpoint, inputs: Sequence[str | Path]
 ) -> None:
-    atomic.refuse_same_file(target, [checkpoint.path, *checkpoint.inputs])
-    if single:
-        atomic.refuse_existing(target, overwrite)
-        if checkpoint.path.is_dir() and target.parent.resolve() == checkpoint.path.resolve():
-            raise OutputError(
-                f"{target} would be a second checkpoint in {checkpoint.path}: choose another -o"
-            )
-    elif target.exists() and not target.is_dir():
-        raise OutputError(f"{target} exists and is not a folder: choose another -o")
-    refuse_sealed(target)
+    target = made.path
+    made.refuse(inputs)
+    if made.single and checkpoint.path.is_dir() and target.parent.resolve() == checkpoint.path.resolve():
+        raise OutputError(f"{target} would be a second checkpoint in {checkpoint.path}: choose another -o")
     if mask is not None:
         if mask.suffix != ".safetensors":
             raise OptionError(f"--save-mask {mask}: name a file that ends in .safetensors")
         if mask.absolute() == target.absolute() or target.absolute() in mask.absolute().parents:
             raise OptionError(f"--save-mask {mask}: name a file outside {target}, which is a model's")
-        atomic.refuse_same_file(mask, [checkpoint.path, *checkpoint.inputs])
+        atomic.refuse_same_file(mask, inputs)
         refuse_sealed(mask)

@@ -100,6 +100,11 @@ def slabs(index: int, target: Target, whole: bool) -> Iterator[Piece]:
     yield from spans(index, target, max(1, target.size if whole else rows * target.inn))
 
 
+def wholes(targets: Sequence[Target]) -> list[Piece]:
+    """All matrices, a piece each."""
+    return [piece for index, target in enumerate(targets) for piece in slabs(index, target, True)]
+
+
 def matrices(targets: Sequence[Target]) -> Iterator[tuple[int, int]]:
     """The numbers of all matrices: of the target, and within it."""
     return ((index, number) for index, target in enumerate(targets) for number in range(target.stack))

@@ -85,12 +85,10 @@ def check(request: Request) -> tuple[Method, dict[str, Any], Fraction | None]:
             raise OptionError(f"{request.mask} says all that stays: leave out what else would say it")
         return method, options, None
     grouped = request.keep is not None or request.of is not None
-    if grouped and (request.keep is None or request.of is None):
-        raise OptionError("--keep and --of go together, as in --keep 2 --of 4")
+    if grouped:
+        sparsity.group(request.keep, request.of)
     if (request.sparsity is not None) == grouped and not (request.budgets and not grouped):
         raise OptionError("say how much goes: --sparsity .5, or --keep 2 --of 4 (one of them)")
-    if grouped:
-        sparsity.group(request.keep or 0, request.of or 0)
     share = None if request.sparsity is None else sparsity.fraction(request.sparsity)
     fixed = [
         f"--{name} {value}" for name, value, default in (
@@ -111,15 +109,19 @@ def check(request: Request) -> tuple[Method, dict[str, Any], Fraction | None]:
         )
     if request.refit and request.scope == "global":
         raise OptionError("--refit works matrix by matrix: --scope tensor or row")
-    wants = method.name if method.sees in ("norms", "grams") else "--refit" if request.refit else None
-    wants = wants or ("--allocate owl" if request.allocate == "owl" else None)
-    if wants and request.stats is None:
+    if (wants := wants_stats(request, method)) and request.stats is None:
         raise OptionError(f"{wants} needs statistics of inputs: `paring calibrate` makes them, for --stats")
     if request.allocate == "owl":
         outliers.check(request.outliers, request.spread)
     if request.shard_size < 1:
         raise OptionError(f"--shard-size {request.shard_size}: at least 1")
     return method, options, share
+
+
+def wants_stats(request: Request, method: Method) -> str | None:
+    """What asks for statistics of inputs; None where nothing looks at them."""
+    wants = method.name if method.sees in ("norms", "grams") else "--refit" if request.refit else None
+    return wants or ("--allocate owl" if request.allocate == "owl" else None)
 
 
 def scope_of(request: Request, method: Method) -> Scope:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import struct
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,6 @@ from paring.resumable import Staging, staged
 from paring.stream import in_order
 
 _log = logging.getLogger("paring")
-_NOTE = struct.Struct("<qqqdd")
 
 
 def run(plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None) -> Pruning:
@@ -41,16 +39,17 @@ def run(plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None) ->
     meanwhile, or statistics of another one; OutputError.
     """
     started = time.perf_counter()
-    stats = _statistics(plan)
     if dry_run:
+        _statistics(plan)
         return _report(plan, started, None, dry_run=True)
+    name = run_of(plan)
+    mask = plan.mask if plan.mask is None or not masks.made_by(plan.mask, name) else None
+    if mask is not None:
+        atomic.refuse_existing(mask, plan.overwrite)
+    stats = _statistics(plan)
     reader = Reader(plan.checkpoint, plan.targets, plan.threads)
     try:
         fit(plan, reader, memory)
-        name = _run_of(plan)
-        mask = plan.mask if plan.mask is None or not masks.made_by(plan.mask, name) else None
-        if mask is not None:
-            atomic.refuse_existing(mask, plan.overwrite)
         with ExitStack() as opened:
             ours = record.replaceable(plan.output, plan.single)
             how: dict[str, Any] = {"overwrite": plan.overwrite, "threads": plan.threads}
@@ -63,7 +62,7 @@ def run(plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None) ->
                 _log.info("resuming: %d tensors are done", len(staging.done))
             _carry(plan, reader, staging)
             _prune(plan, reader, staging, kept, stats)
-            sums = {target.name: _told(staging.done[target.name][1]) for target in plan.targets}
+            sums = {target.name: Sums(*staging.done[target.name][1]) for target in plan.targets}
             if not plan.single:
                 _beside(plan, staging, sums)
             reader.close()  # before the result takes its name: what has changed meanwhile is refused
@@ -72,14 +71,13 @@ def run(plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None) ->
     return _report(plan, started, sums)
 
 
-def _run_of(plan: PrunePlan) -> str:
+def run_of(plan: PrunePlan) -> str:
     """What tells this run from others: recipe, device, mask; what there is to know of every input file."""
-    told: list[Any] = [plan.recipe, plan.options, plan.method.name, plan.device, str(plan.mask)]
-    for file in (plan.stats, None if plan.given is None else plan.given.path):
-        if file is not None:
-            status = file.stat()
-            told.append([file.name, status.st_size, status.st_mtime_ns])
-    return fingerprint(told, [plan.checkpoint])
+    told = [plan.recipe, plan.options, plan.method.name, plan.device, str(plan.mask)]
+    stats = None if plan.stats is None else open_stats(plan.stats).file
+    mask = None if plan.given is None else plan.given.checkpoint
+    inputs = (plan.checkpoint, stats, mask)
+    return fingerprint(told, [checkpoint for checkpoint in inputs if checkpoint is not None])
 
 
 def fit(plan: PrunePlan, reader: Reader, memory: int | None) -> None:
@@ -172,17 +170,8 @@ def _prune(
         name = plan.targets[index].name
         if kept is not None:
             kept.complete(name, part % 2**64)
-        staging.complete(name, checksum % 2**64, _noted(total))
+        staging.complete(name, checksum % 2**64, list(astuple(total)))
         _log.info("pruning: %d of %d tensors", number, len(todo))
-
-
-def _noted(sums: Sums) -> int:
-    """As one number, which a journal keeps."""
-    return int.from_bytes(_NOTE.pack(sums.kept, sums.before, sums.zeros, sums.lost, sums.total), "little")
-
-
-def _told(noted: int) -> Sums:
-    return Sums(*_NOTE.unpack(noted.to_bytes(_NOTE.size, "little")))
 
 
 def _pattern(plan: PrunePlan) -> dict[str, str]:

@@ -15,24 +15,22 @@ from paring.pruning import inputs, sparsity
 from paring.pruning.cutting import Cut
 from paring.pruning.matrix import F32, Budget, Inputs, Mask, Matrix, Pruned, select
 from paring.pruning.plan import PrunePlan
-from paring.pruning.reading import Piece, Reader, keyed
+from paring.pruning.reading import Piece
 from paring.pruning.refitting import refit
 from paring.pruning.request import BY_MAGNITUDE
 from paring.pruning.statistics import Statistics
 
 
 class Scorer:
-    """The method of a plan on pieces of its targets; one for all threads."""
+    """The method of a plan on pieces of its targets, of which it is given the ``values (n,)``, fp32, in the
+    order of the file; one for all threads."""
 
-    def __init__(
-        self, plan: PrunePlan, reader: Reader, stats: Statistics | None, budgets: Mapping[str, Budget]
-    ) -> None:
-        self._plan, self._reader, self._stats, self._budgets = plan, reader, stats, budgets
+    def __init__(self, plan: PrunePlan, stats: Statistics | None, budgets: Mapping[str, Budget]) -> None:
+        self._plan, self._stats, self._budgets = plan, stats, budgets
 
-    def matrix(self, piece: Piece, bits: Bits | None = None) -> Matrix:
+    def matrix(self, piece: Piece, values: F32) -> Matrix:
         """What the method sees of a piece: ``(out, in)``, of whole rows."""
         target = self._plan.targets[piece.index]
-        values = self._reader.values(piece, bits)
         values = (
             np.ascontiguousarray(values.reshape(target.inn, -1).T)
             if target.turned
@@ -43,10 +41,9 @@ class Scorer:
 
     def _inputs(self, name: str) -> Inputs | None:
         """What the method, or refitting after it, is to know of a matrix's inputs."""
-        request, sees = self._plan.request, self._plan.method.sees
-        products = sees == "grams" or request.refit
-        if self._stats is None or not (products or sees == "norms" or request.allocate == "owl"):
+        if self._stats is None:
             return None
+        products = self._plan.method.sees == "grams" or self._plan.request.refit
         return self._stats.inputs(name, gram=products)
 
     def scores(self, matrix: Matrix) -> F32:
@@ -59,18 +56,18 @@ class Scorer:
             )
         return found
 
-    def flat(self, piece: Piece) -> F32:
+    def flat(self, piece: Piece, values: F32) -> F32:
         """The scores of a piece, in the order of its file."""
-        found = self.scores(self.matrix(piece))
+        found = self.scores(self.matrix(piece, values))
         return cast(F32, self._stored(piece, found).reshape(-1))
 
-    def keep(self, piece: Piece, bits: Bits) -> Mask:
+    def keep(self, piece: Piece, values: F32) -> Mask:
         """What stays of a piece by its matrix's budget, in the order of its file ``(n,)``."""
         target = self._plan.targets[piece.index]
         budget = self._budgets.get(target.matrix(piece.number))
         if budget is None and self._plan.request.lines is None:
             return np.ones(piece.stop - piece.start, np.bool_)
-        mask = self._best(self.scores(self.matrix(piece, bits)), budget)
+        mask = self._best(self.scores(self.matrix(piece, values)), budget)
         return cast(Mask, self._stored(piece, mask).reshape(-1))
 
     def _best(self, scores: F32, budget: Budget | None) -> Mask:
@@ -79,21 +76,11 @@ class Scorer:
             return self._lines(scores, self._plan.request.lines)
         assert budget is not None, "without one all stays"
         if budget.of is None:
-            return self._select(scores, budget)
+            return select(scores, budget, self._plan.device)
         whole = scores.shape[1] // budget.of * budget.of
         mask = np.ones(scores.shape, np.bool_)
-        mask[:, :whole] = self._select(scores[:, :whole], budget)
+        mask[:, :whole] = select(scores[:, :whole], budget, self._plan.device)
         return mask
-
-    def _select(self, scores: F32, budget: Budget) -> Mask:
-        if self._plan.device == "cpu":
-            return select(scores, budget)
-        from paring.kernels.pruning import gpu
-
-        width = budget.of or (scores.shape[1] if budget.row else scores.size)
-        sent = gpu.send(np.ascontiguousarray(scores).reshape(-1, width), self._plan.device)
-        mask: Mask = kernels.best(sent, budget.keep).cpu().numpy()
-        return mask.reshape(scores.shape)
 
     def _lines(self, scores: F32, lines: str) -> Mask:
         """Whole outputs or inputs stay or go, by the L2 norm of their scores; of equal ones the first go."""
@@ -105,20 +92,15 @@ class Scorer:
         mask[(gone,) if axis else (slice(None), gone)] = False
         return mask
 
-    def beyond(self, piece: Piece, cut: Cut, number: int) -> Mask:
-        """What stays of a piece by a cut of scores over many, ``(n,)``."""
-        keys = keyed(self.flat(piece))
-        return above(keys, cut, number)
-
-    def changed(self, piece: Piece, bits: Bits, out: Bits) -> tuple[Mask, Sums]:
-        """Fill ``out`` with what a method makes of a piece, where survivors change; the mask ``(n,)``."""
+    def changed(self, piece: Piece, bits: Bits, before: F32, out: Bits) -> tuple[Mask, Sums]:
+        """Fill ``out`` with what a method makes of a piece of stored ``bits``, whose values are ``before``,
+        where survivors change; the mask ``(n,)``."""
         target, method = self._plan.targets[piece.index], self._plan.method
-        before = self._reader.values(piece, bits)
         budget = self._budgets.get(target.matrix(piece.number))
         if budget is None and self._plan.request.lines is None:
             mask = np.ones(len(before), np.bool_)
             return mask, kernels.masked(bits, before, mask, out)
-        matrix = self.matrix(piece, bits)
+        matrix = self.matrix(piece, before)
         found = self._pruned(matrix, budget)
         mask = self._stored(piece, found.mask).reshape(-1)
         weights = self._stored(piece, found.weights).reshape(-1).astype(np.float32) * mask

@@ -60,8 +60,11 @@ def pattern(text: str) -> tuple[int, int]:
     return group(int(first), int(second))
 
 
-def group(keep: int, of: int) -> tuple[int, int]:
-    """How many of how many neighbours stay. Raises OptionError for what makes no sense."""
+def group(keep: int | None, of: int | None) -> tuple[int, int]:
+    """How many of how many neighbours stay. Raises OptionError for one without the other, and for what makes
+    no sense."""
+    if keep is None or of is None:
+        raise OptionError("--keep and --of go together, as in --keep 2 --of 4")
     if of < 2 or not 0 < keep <= of:
         raise OptionError(f"--keep {keep} --of {of}: expected to keep 1 or more of 2 or more")
     return keep, of

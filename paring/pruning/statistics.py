@@ -3,9 +3,9 @@
 A standard ``.safetensors`` file, specified in ``docs/format.md`` (*Statistics*), so that any framework can
 write it. Of each input, which several matrices may share (query, key and value; gate and up),
 
-    NAME.norms    (in,)             F32   root mean squares over tokens NAME.tokens   (1,)              I64
-    how many tokens were seen NAME.gram     (in (in + 1) / 2) F32   X X^T / tokens, its lower triangle row by
-    row; where it was asked for
+    NAME.norms    (in,)               F32   root mean squares over tokens
+    NAME.tokens   (1,)                I64   how many tokens were seen
+    NAME.gram     (in (in + 1) / 2,)  F32   X X^T / tokens, its lower triangle row by row; where asked for
 
 and metadata ``format`` "paring-statistics", ``version`` "1" and ``statistics``, a JSON object.
 """

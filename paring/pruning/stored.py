@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from paring.checkpoint import Checkpoint
 from paring.errors import BadFileError
+from paring.merging.record import RECIPE
 from paring.pruning.request import Request
+from paring.untrusted import parse_json
 
 
 def request_of(recipe: Mapping[str, Any], where: str) -> Request:
@@ -21,6 +24,20 @@ def request_of(recipe: Mapping[str, Any], where: str) -> Request:
         raise BadFileError(f"{where}: its recipe names no model")
     sound: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in told.items()}
     return Request(**sound)
+
+
+def patterns_of(checkpoint: Checkpoint) -> tuple[Sequence[str], Sequence[str]]:
+    """What a pruned checkpoint was told to include and to exclude, as patterns; any other nothing.
+
+    Raises BadFileError for a recipe that makes no sense.
+    """
+    text = checkpoint.metadata.get(RECIPE, "{}")
+    recipe = parse_json(text.encode(), f"{checkpoint.path}: its recipe")
+    told = recipe if recipe.get("command") == "prune" else {}
+    include, exclude = told.get("include", []), told.get("exclude", [])
+    if not _texts(include) or not _texts(exclude):
+        raise BadFileError(f"{checkpoint.path}: its recipe makes no sense: include and exclude are patterns")
+    return include, exclude
 
 
 def _text(value: object) -> bool:

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paring.atomic import refuse_folder, target_of
+from paring.atomic import refuse_existing, refuse_folder, target_of
 from paring.errors import OptionError
 from paring.language import folder_of
 from paring.loading import PathLike
-from paring.merging.record import replaceable
 from paring.pruning import masks, plan, run
 from paring.pruning.request import Request
 from paring.report import Pruning
@@ -65,11 +64,12 @@ def prune_and_retrain(
     stage = target.with_name(f".{target.name}.pruned")
     mask = Path(save_mask) if save_mask is not None else stage.with_name(f"{stage.name}.mask.safetensors")
     own = mask if save_mask is None else None
-    planned = plan.plan_prune(
-        request, stage, save_mask=mask, overwrite=overwrite, threads=threads, device=device
+    planned = plan.plan_prune(  # the stage is ours to replace; a mask that was asked for is not
+        request, stage, save_mask=mask, overwrite=True, threads=threads, device=device
     )
-    refuse_folder(stage, True, replaceable(stage, False))
     with planned.checkpoint:
+        if own is None and mask.exists() and not masks.made_by(mask, run.run_of(planned)):
+            refuse_existing(mask, overwrite)
         if not dry_run:
             _clear(stage, own)
         pruned = run.run(planned, dry_run=dry_run, memory=memory)

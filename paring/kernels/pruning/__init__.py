@@ -9,12 +9,13 @@ for 16-bit floats, ``gpu.py`` torch: all agree to the bit.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from paring.kernels import module, module_for
 
 F32 = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -46,7 +47,7 @@ class Sums:
 
 
 def _for(scores: Any) -> ModuleType:
-    return import_module(f"{__name__}.{'gpu' if hasattr(scores, 'is_cuda') else 'cpu'}")
+    return module_for("pruning", scores)
 
 
 def counts(bits: U16, device: str = "cpu") -> Counts:
@@ -55,7 +56,7 @@ def counts(bits: U16, device: str = "cpu") -> Counts:
         from paring.kernels.pruning import bits as code
 
         return code.counts(bits)
-    found: Counts = import_module(f"{__name__}.gpu").counts(bits, device)
+    found: Counts = module("pruning", "gpu").counts(bits, device)
     return found
 
 
@@ -66,7 +67,7 @@ def cut(bits: U16, dtype: str, first: int, out: U16, device: str = "cpu") -> Sum
         from paring.kernels.pruning import bits as code
 
         return code.cut(bits, dtype, first, out)
-    found: Sums = import_module(f"{__name__}.gpu").cut(bits, dtype, first, out, device)
+    found: Sums = module("pruning", "gpu").cut(bits, dtype, first, out, device)
     return found
 
 
