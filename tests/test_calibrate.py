@@ -142,6 +142,7 @@ def test_conv1d_is_pruned_as_it_lies(home, tmp_path):
         ({"sequential": True, "keep": 2}, OptionError, "--keep"),
         ({"sequential": True, "sparsity": "1.5"}, OptionError, "1.5"),
         ({"sequential": True, "sparsity": ".5", "method": "sparsegpt"}, OptionError, "--gram"),
+        ({"sequential": True, "sparsity": ".5", "method": "pdp"}, OptionError, "--retrain pdp"),
         ({"sequential": True, "sparsity": ".5", "method": "wandr"}, OptionError, "wanda"),
         ({"sequential": True, "keep": 3, "of": 5}, UnsupportedError, r"weight has 16 inputs.*groups of 5"),
         ({"window": 65}, OptionError, "at most 64"),

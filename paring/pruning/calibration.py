@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import paring
-from paring import atomic, registry
+from paring import atomic
 from paring.checkpoint import Checkpoint, open_checkpoint
 from paring.devices import pick
 from paring.dtypes import from_f32
@@ -32,6 +32,7 @@ from paring.language import (
 )
 from paring.pruning import sparsity as counting
 from paring.pruning.matrix import Budget, Inputs, Matrix, select
+from paring.pruning.request import method_of
 from paring.pruning.statistics import Measured, write_stats
 from paring.registry import Method
 from paring.report import Jsonable
@@ -239,7 +240,7 @@ def pruning(
         if sparsity is not None or keep is not None or of is not None or options:
             raise OptionError("--sparsity, --keep, --of and options of a method are for --sequential")
         return None
-    chosen = registry.load("prune", method)
+    chosen = method_of(method)
     if (keep is None) != (of is None) or (sparsity is None) == (keep is None):
         raise OptionError("--sequential prunes as it goes: give --sparsity .5, or --keep 2 --of 4")
     if keep is not None and of is not None:

@@ -21,8 +21,7 @@ from paring.pruning import masks
 from paring.pruning.masks import Bools, MaskFile, open_mask
 from paring.pruning.plan import open_dense
 from paring.pruning.reading import Piece, Reader, keyed, spans
-from paring.pruning.stored import patterns_of
-from paring.pruning.tensors import sort
+from paring.pruning.stored import targets_of
 from paring.report import Jsonable, Verification
 
 #: groups that :func:`stats` looks for, those that say most first
@@ -208,7 +207,7 @@ def extract(model: Path, output: Path, *, overwrite: bool = False) -> MaskMade:
     with open_dense(model) as checkpoint:
         atomic.refuse_same_file(output, [model, *checkpoint.inputs])
         atomic.refuse_existing(output, overwrite)
-        targets, _ = sort(checkpoint, checkpoint.config("config.json") or {}, *patterns_of(checkpoint))
+        targets = targets_of(checkpoint)
         reader = Reader(checkpoint, targets, 1)
 
         def made() -> Iterator[tuple[str, Stored]]:

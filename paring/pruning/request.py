@@ -64,13 +64,19 @@ def inputs_of(request: Request) -> list[str]:
     return [name for name in (request.model, request.stats, request.mask) if name is not None]
 
 
-def check(request: Request) -> tuple[Method, dict[str, Any], Fraction | None]:
-    """What options alone can tell: the method, its options and the sparsity, parsed. Raises OptionError."""
-    method = registry.load("prune", request.method)
+def method_of(name: str) -> Method:
+    """A method that prunes. Raises OptionError for none, and for a recipe of retraining."""
+    method = registry.load("prune", name)
     if method.sees == "model":
         raise OptionError(
             f"--method {method.name} retrains what is pruned: --retrain {method.name} --data TEXT"
         )
+    return method
+
+
+def check(request: Request) -> tuple[Method, dict[str, Any], Fraction | None]:
+    """What options alone can tell: the method, its options and the sparsity, parsed. Raises OptionError."""
+    method = method_of(request.method)
     options = method.parse(request.options or {})
     for option, value, allowed in (
         ("scope", request.scope, (None, *get_args(Scope))), ("tail", request.tail, get_args(Tail)),

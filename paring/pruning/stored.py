@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from paring.checkpoint import Checkpoint
 from paring.errors import BadFileError
 from paring.merging.record import RECIPE
 from paring.pruning.request import Request
+from paring.pruning.tensors import Target, sort
 from paring.untrusted import parse_json
 
 
@@ -26,18 +27,26 @@ def request_of(recipe: Mapping[str, Any], where: str) -> Request:
     return Request(**sound)
 
 
-def patterns_of(checkpoint: Checkpoint) -> tuple[Sequence[str], Sequence[str]]:
-    """What a pruned checkpoint was told to include and to exclude, as patterns; any other nothing.
+def recipe_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """The recipe by which a checkpoint was pruned, also where it was retrained then; empty where none tells.
 
     Raises BadFileError for a recipe that makes no sense.
     """
     text = checkpoint.metadata.get(RECIPE, "{}")
     recipe = parse_json(text.encode(), f"{checkpoint.path}: its recipe")
-    told = recipe if recipe.get("command") == "prune" else {}
-    include, exclude = told.get("include", []), told.get("exclude", [])
-    if not _texts(include) or not _texts(exclude):
+    told = recipe.get("pruning") if recipe.get("command") == "retrain" else recipe
+    if not isinstance(told, dict) or told.get("command") != "prune":
+        return {}
+    if not all(_texts(told.get(key, [])) for key in ("include", "exclude")):
         raise BadFileError(f"{checkpoint.path}: its recipe makes no sense: include and exclude are patterns")
-    return include, exclude
+    return told
+
+
+def targets_of(checkpoint: Checkpoint) -> list[Target]:
+    """The tensors that prune would prune, or of a model that it has pruned, did prune."""
+    told = recipe_of(checkpoint)
+    config = checkpoint.config("config.json") or {}
+    return sort(checkpoint, config, told.get("include", ()), told.get("exclude", ()))[0]
 
 
 def _text(value: object) -> bool:

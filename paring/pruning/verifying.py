@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from paring.errors import OptionError
-from paring.merging.record import RECIPE
 from paring.plan import thread_count
 from paring.pruning import budgets
 from paring.pruning import sparsity as counting
 from paring.pruning.matrix import Mask
 from paring.pruning.plan import open_dense
 from paring.pruning.reading import Piece, Reader, keyed, slabs
-from paring.pruning.tensors import Target, sort
+from paring.pruning.stored import recipe_of, targets_of
+from paring.pruning.tensors import Target
 from paring.report import Verification
-from paring.untrusted import parse_json
 
 Wanted = tuple[Fraction | None, int | None, int | None]
 
 
 def wanted(sparsity: float | str | None, keep: int | None, of: int | None) -> Wanted | None:
     """What is to be checked, None for nothing. Raises OptionError."""
-    if (keep is None) != (of is None):
-        raise OptionError("--keep and --of go together, as in --keep 2 --of 4")
-    if keep is not None and of is not None:
+    if keep is not None or of is not None:
         counting.group(keep, of)
     share = None if sparsity is None else counting.fraction(sparsity)
     return None if share is None and keep is None else (share, keep, of)
@@ -42,10 +36,7 @@ def verify(found: Verification, path: Path, share: Fraction | None, keep: int | 
     What a pruned model was told to include and exclude counts, and its scope. Raises UnsupportedError.
     """
     with open_dense(path) as checkpoint:
-        text = checkpoint.metadata.get(RECIPE, "{}")
-        told = _of_pruning(parse_json(text.encode(), f"{path}: its recipe"))
-        config = checkpoint.config("config.json") or {}
-        targets, _ = sort(checkpoint, config, told.get("include", ()), told.get("exclude", ()))
+        told, targets = recipe_of(checkpoint), targets_of(checkpoint)
         reader = Reader(checkpoint, targets, thread_count(None))
 
         def count(piece: Piece) -> tuple[int, int]:
@@ -74,12 +65,6 @@ def verify(found: Verification, path: Path, share: Fraction | None, keep: int | 
             found.failed.append(f"{what}: {crowded[full[0]]:,} groups of {full[0]} hold more" + _more(full))
         else:
             found.passed.append(f"{what}: all groups of {len(targets)} tensors")
-
-
-def _of_pruning(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The recipe by which a file was pruned, also where it was retrained then; empty where none tells."""
-    told = recipe.get("pruning") if recipe.get("command") == "retrain" else recipe
-    return told if isinstance(told, dict) and told.get("command") == "prune" else {}
 
 
 def _crowded(target: Target, zero: Mask, keep: int | None, of: int | None) -> int:
