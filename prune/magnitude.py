@@ -1,6 +1,6 @@
 """Magnitude pruning: the smallest entries go.
 
-Published in many forms since Han et al. 2015; what matters is what they are compared with: their matrix
+``score[i, j] = |W[i, j]|``. Published in many forms since Han et al. 2015; what matters is what they are compared with: their matrix
 (``--scope tensor``), their output's row (``--scope row``), the whole model (``--scope global``), each group
 of neighbours (``--keep 2 --of 4``), or whole outputs and inputs by norm (``--lines outputs``). Counts are
 exact: of equal magnitudes those that come first by (tensor's name, flat index) go first. Entries that are
