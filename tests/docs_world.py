@@ -18,7 +18,7 @@ from paring import cli
 from paring.checkpoint import write_safetensors
 from paring.dtypes import from_f32
 from tests import running
-from tests.documents import ROOT, Block, commands, skeleton, tool
+from tests.documents import ROOT, Block, Command, commands, skeleton, tool
 
 #: LoRAs of ``model/``, by their names in the pages
 LORAS = ("maths", "code", "chat", "law", "french", "lora-a", "lora-b", "lora", "adapter", "new")
@@ -105,18 +105,21 @@ def run(words: Sequence[str]) -> tuple[int, str]:
 
 
 def follow(block: Block, *, fails: bool = False) -> None:
-    """Run the commands of a block one after another; what it shows of their output must be printed."""
+    """Run the commands of a block one after another."""
     for command in commands(block):
-        if tool(command.words) in ("ls", "hf", "pip"):
-            continue
-        code, printed = run(command.words)
-        shown = " ".join(command.words)
-        assert (code != 0) == fails, f"{block}: {shown}: exit code {code}\n{printed}"
-        lines = iter(map(skeleton, printed.splitlines()))
-        for line in filter(str.strip, command.output):
-            if line.strip() not in ("...", "…"):
-                wanted = skeleton(line)
-                assert any(wanted == each for each in lines), f"{block}: {shown}: no {line!r} in\n{printed}"
+        follow_one(block, command, fails=fails)
+
+
+def follow_one(block: Block, command: Command, *, fails: bool = False) -> None:
+    """Run a command; what the page shows of its output must be printed."""
+    code, printed = run(command.words)
+    shown = " ".join(command.words)
+    assert (code != 0) == fails, f"{block}: {shown}: exit code {code}\n{printed}"
+    lines = iter(map(skeleton, printed.splitlines()))
+    for line in filter(str.strip, command.output):
+        if line.strip() != "...":
+            wanted = skeleton(line)
+            assert any(wanted == each for each in lines), f"{block}: {shown}: no {line!r} in\n{printed}"
 
 
 @contextlib.contextmanager
