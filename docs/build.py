@@ -56,20 +56,26 @@ def pages() -> dict[str, str]:
     """All generated pages: their paths under ``docs`` and their text."""
     found = {"methods/README.md": _index(), "api.md": _api()}
     for kind in get_args(registry.Kind):
-        for name in registry.names(kind):
-            found[f"methods/{kind}/{name}.md"] = _method(registry.load(kind, name))
+        for method in _methods(kind):
+            found[f"methods/{kind}/{method.name}.md"] = _method(method)
     return found
 
 
+def _methods(kind: registry.Kind) -> list[registry.Method]:
+    """Our methods, without those of other distributions."""
+    found = [registry.load(kind, name) for name in registry.names(kind)]
+    return [method for method in found if method.function.__module__.startswith("paring.")]
+
+
 def _index() -> str:
-    out = [_made_from("the methods' docstrings"), "# Methods", ""]
-    out += ["One page a method. `paring methods` lists the same, with those of other distributions.", ""]
+    out = [_made_from("the methods' docstrings"), "# Methods", "", "One page a method."]
+    out += ["`paring methods` lists the same, and those of other distributions."]
+    out += ["How to [add a method](../adding-a-method.md).", ""]
     for kind in get_args(registry.Kind):
         out += [f"## {kind}", "", VERBS[kind], ""]
         out += ["| `--method` | sees | what it does | from |", "|---|---|---|---|"]
-        for name in registry.names(kind):
-            method = registry.load(kind, name)
-            flag = f"[`{name}`]({kind}/{name}.md)"
+        for method in _methods(kind):
+            flag = f"[`{method.name}`]({kind}/{method.name}.md)"
             summary = re.sub(r"^[\w+-]+: (.)", lambda found: found[1].upper(), method.summary)
             cells = [flag, SEES[method.sees], prose(summary), _linked(method.reference)]
             out.append(_row(cells))
@@ -269,12 +275,11 @@ def differing() -> list[str]:
     """What stands in ``docs`` otherwise than :func:`pages` has it: what differs, lacks, or is left over."""
     made = pages()
     there = {path.relative_to(DOCS).as_posix() for path in (DOCS / "methods").rglob("*.md")}
-    wrong = [name for name, text in made.items() if _read(DOCS / name) != text]
+    wrong = [
+        name for name, text in made.items()
+        if not (DOCS / name).exists() or (DOCS / name).read_text(encoding="utf-8") != text
+    ]  # fmt: skip
     return sorted({*wrong, *(there - made.keys())})
-
-
-def _read(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.exists() else None
 
 
 def main(check: bool) -> int:

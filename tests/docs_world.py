@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -104,15 +104,18 @@ def run(words: Sequence[str]) -> tuple[int, str]:
     raise AssertionError("a command ends by SystemExit")
 
 
-def follow(block: Block, *, fails: bool = False) -> None:
+Runner = Callable[[tuple[str, ...]], tuple[int, str]]
+
+
+def follow(block: Block, *, fails: bool = False, by: Runner = run) -> None:
     """Run the commands of a block one after another."""
     for command in commands(block):
-        follow_one(block, command, fails=fails)
+        follow_one(block, command, fails=fails, by=by)
 
 
-def follow_one(block: Block, command: Command, *, fails: bool = False) -> None:
+def follow_one(block: Block, command: Command, *, fails: bool = False, by: Runner = run) -> None:
     """Run a command; what the page shows of its output must be printed."""
-    code, printed = run(command.words)
+    code, printed = by(command.words)
     shown = " ".join(command.words)
     assert (code != 0) == fails, f"{block}: {shown}: exit code {code}\n{printed}"
     lines = iter(map(skeleton, printed.splitlines()))

@@ -145,8 +145,8 @@ def _member(module: Any, name: str) -> Any:
 
 
 def _check_call(node: ast.Call, function: Any) -> None:
-    if not callable(function) or any(isinstance(each, ast.Starred) for each in node.args):
-        return
+    if isinstance(function, type) or any(isinstance(each, ast.Starred) for each in node.args):
+        return  # classes of exceptions have no signatures
     keywords: dict[str, ast.expr] = {key.arg: key.value for key in node.keywords if key.arg is not None}
     inspect.signature(function).bind(*node.args, **keywords)
     kind: Any = getattr(function, "__name__", "")

@@ -102,7 +102,7 @@ def test_every_page_is_reached_from_the_entries():
     assert sorted(set(PAGES) - found) == []
 
 
-COMMANDS = documents.every("console", "bash", "sh")
+COMMANDS = [b for b in documents.every("console", "bash", "sh") if not b.note.startswith("external")]
 
 
 @pytest.mark.parametrize("block", COMMANDS, ids=ids(COMMANDS))
