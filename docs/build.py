@@ -274,12 +274,9 @@ def _text(lines: list[str]) -> str:
 def differing() -> list[str]:
     """What stands in ``docs`` otherwise than :func:`pages` has it: what differs, lacks, or is left over."""
     made = pages()
-    there = {path.relative_to(DOCS).as_posix() for path in (DOCS / "methods").rglob("*.md")}
-    wrong = [
-        name for name, text in made.items()
-        if not (DOCS / name).exists() or (DOCS / name).read_text(encoding="utf-8") != text
-    ]  # fmt: skip
-    return sorted({*wrong, *(there - made.keys())})
+    files = [*(DOCS / "methods").rglob("*.md"), *DOCS.glob("api.md")]
+    there = {path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8") for path in files}
+    return sorted(name for name in {*made, *there} if made.get(name) != there.get(name))
 
 
 def main(check: bool) -> int:

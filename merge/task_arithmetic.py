@@ -2,8 +2,8 @@
 
 ``theta_0 + scale * sum_i w_i (theta_i - theta_0)``.
 
-Cost: one pass, fp32 sums in order of the models. When not to use it: with many models the sum grows too long; lower ``--scale`` (.3 to .7 for more than three), or take a
-rule that resolves interference (ties, pcb).
+Cost: one pass, fp32 sums in order of the models. When not to use it: with many models the sum grows too long;
+lower ``--scale`` (.3 to .7 for more than three), or take a rule that resolves interference (ties, pcb).
 """
 
 from __future__ import annotations
