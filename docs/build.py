@@ -264,7 +264,7 @@ def _row(cells: list[str]) -> str:
 
 
 def _made_from(source: str) -> str:
-    return f"<!-- made by docs/build.py from {source} -->"
+    return f"<!-- made by docs/build.py from {source} -->\n"
 
 
 def _text(lines: list[str]) -> str:
