@@ -135,8 +135,8 @@ def merge(found: Found) -> str:
         f"`pcb` takes {by_rule['pcb']['wall'] / by_rule['task_arithmetic']['wall']:.1f} times as long as"
         " `task_arithmetic`.",
         f"7,203 tiny tensors take {by_rule['7203 tensors']['cpu']:.1f} s of CPU.",
-        f"Two adapters merge in {small['paring']['wall']:.2f} s from start to end; PEFT, which loads the model"
-        f" they are for, takes {small['peft']['wall']:.1f} s.",
+        f"Two adapters merge in {small['paring']['wall']:.2f} s from start to end; PEFT, which loads the"
+        f" model they are for, takes {small['peft']['wall']:.1f} s.",
     ]
     large = [f"`{rule.split()[1]}` {_mib(took['anon'])}" for rule, took in by_rule.items() if "large" in rule]
     if large:
