@@ -58,6 +58,16 @@ def tuned(model: Path, folder: Path, seed: int) -> None:
     save_file(moved, file, {"format": "pt"})
 
 
+def with_zeros(model: Path) -> None:
+    """Make one row of one matrix zero."""
+    from safetensors.torch import load_file, save_file
+
+    file = model / "model.safetensors"
+    tensors = load_file(file)
+    next(t for name, t in tensors.items() if "q_proj" in name)[0] = 0
+    save_file(tensors, file, {"format": "pt"})
+
+
 def lora(folder: Path, seed: int) -> None:
     """A LoRA of the model of ``running.put``: q (16, 16) and v (8, 16) of two layers, rank 2."""
     folder.mkdir(parents=True)

@@ -188,6 +188,7 @@ def anchors(page: Path) -> frozenset[str]:
 
 
 def skeleton(line: str) -> str:
-    """A printed line without what differs from run to run: numbers, addresses, rules of tables."""
+    """A printed line without what differs from run to run: numbers, units, addresses, rules of tables."""
     line = re.sub(r"https?://\S+", "URL", line)
+    line = re.sub(r"\b[kMGT]B\b", "B", line)
     return " ".join(re.sub(r"[\d.,]+|─+|[-+](?=\d)", "#", line).split())

@@ -64,8 +64,10 @@ def readme(tmp_path_factory):
     place = world.make(tmp_path_factory.mktemp("readme") / "world")
     (place / "fixtures").unlink()
     rotten = ROOT / "fixtures" / "adapters" / "rotten"
-    shutil.copytree(rotten, place / "fixtures" / "adapters" / "rotten")
+    for name in ("rotten", "brown"):
+        shutil.copytree(rotten.with_name(name), place / "fixtures" / "adapters" / name)
     shutil.copytree(rotten, place / "rotten")
+    world.with_zeros(running.put(place / "SmolLM2-135M"))
     running.put(place / "deep", num_hidden_layers=32)
     running.put(place / "long", max_position_embeddings=512)
     with pytest.MonkeyPatch.context() as patch, world.inside(place, patch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from paring.api import load, merge
-from paring.checkpoint import open_checkpoint
+from paring.checkpoint import Checkpoint, open_checkpoint
 from paring.dtypes import Stored, from_f32
 from paring.errors import BadFileError, BadValueError, OptionError, OutputError, UnsupportedError
 from tests.helpers import names
@@ -296,7 +296,7 @@ def test_an_input_that_changes_meanwhile(models, tmp_path, monkeypatch):
     refused(BadFileError, "was changed after it was opened", tmp_path, tuned, tmp_path / "out")
 
 
-def test_memory_is_kept_to_or_refused(models, tmp_path):
+def test_memory_is_kept_to_or_refused_before_the_work(models, tmp_path, monkeypatch):
     base, tuned = models
     merge(tuned, tmp_path / "a", method="ties", base=base)
     merge(tuned, tmp_path / "b", method="ties", base=base, memory=3_000_000)
@@ -308,7 +308,10 @@ def test_memory_is_kept_to_or_refused(models, tmp_path):
         tuned,
         tmp_path / "c",
         memory=1000,
+        dry_run=True,
     )
+    monkeypatch.setattr(Checkpoint, "fetch", lambda self: pytest.fail("downloaded before it was refused"))
+    refused(OptionError, "--memory 1000", tmp_path, tuned, tmp_path / "c", memory=1000)
 
 
 def test_a_full_disk_is_refused_before_anything_is_read(models, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from paring.merging.keeping import Tally, refuse_products, tally_of, totals
 from paring.merging.models import Mix, Models, Result
 from paring.merging.modules import turned, weight_names
 from paring.merging.plan import Copied, MergePlan
-from paring.merging.sources import Entry, Source, Updates, Weights, state_of
+from paring.merging.sources import Entry, Headers, Source, Updates, Weights, state_of
 from paring.merging.tasks import Tasks, TaskUpdates, packs
 from paring.merging.vocabularies import files as vocabulary_files
 from paring.merging.writing import Writer
@@ -50,6 +50,7 @@ def run(
     changes meanwhile; OutputError.
     """
     started = time.perf_counter()
+    _planned(plan, device).fit(memory)
     if dry_run:
         return _report(plan, started, {}, device, dry_run=True)
     if not plan.single:  # what writing would refuse, before anything is read or downloaded
@@ -88,6 +89,24 @@ def run(
     finally:
         models.close()
     return _report(plan, started, tallies, models.device)
+
+
+def _planned(plan: MergePlan, device: str) -> Models:
+    """The models as headers tell of them, with nothing opened: enough to know what memory they take."""
+    sources: list[Source | None] = []
+    for number, model in enumerate(plan.models):
+        if model is None:
+            sources.append(None)
+            continue
+        stored = {} if model.adapter or model.task is not None else model.checkpoint.tensors
+        named = {name: t for t in plan.targets if (name := t.names[number]) is not None}
+        entries = {
+            name: Entry(t.shape, stored[name].dtype if name in stored else "F32") for name, t in named.items()
+        }
+        sources.append(Headers(model.checkpoint.path, entries))
+    return Models(
+        plan.targets, sources, plan.deltas, frozenset(), plan.method.unit, plan.threads, device=device
+    )
 
 
 def open_models(plan: MergePlan, known: dict[Any, Any], device: str) -> Models:

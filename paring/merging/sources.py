@@ -52,6 +52,20 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(slots=True)
+class Headers:
+    """What is known of tensors before any is read; reading them is a mistake."""
+
+    path: Path
+    tensors: Mapping[str, Entry]
+
+    def read(self, name: str, start: int, stop: int, buffer: npt.NDArray[np.uint8]) -> Bits:
+        raise AssertionError(f"{self.path}: {name} is read before its file is opened")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class Weights:
     """The tensors of a checkpoint, as stored. Files stay open: a span is one ``pread``."""
 

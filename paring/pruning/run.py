@@ -39,6 +39,7 @@ def run(plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None) ->
     meanwhile, or statistics of another one; OutputError.
     """
     started = time.perf_counter()
+    threads = fitting(plan, memory)
     if dry_run:
         _statistics(plan)
         return _report(plan, started, None, dry_run=True)
@@ -47,9 +48,8 @@ def run(plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None) ->
     if mask is not None:
         atomic.refuse_existing(mask, plan.overwrite)
     stats = _statistics(plan)
-    reader = Reader(plan.checkpoint, plan.targets, plan.threads)
+    reader = Reader(plan.checkpoint, plan.targets, threads)
     try:
-        fit(plan, reader, memory)
         with ExitStack() as opened:
             ours = record.replaceable(plan.output, plan.single)
             how: dict[str, Any] = {"overwrite": plan.overwrite, "threads": plan.threads}
@@ -80,8 +80,8 @@ def run_of(plan: PrunePlan) -> str:
     return fingerprint(told, [checkpoint for checkpoint in inputs if checkpoint is not None])
 
 
-def fit(plan: PrunePlan, reader: Reader, memory: int | None) -> None:
-    """Let no more threads work at once than fit ``memory`` bytes, by default half of what is free.
+def fitting(plan: PrunePlan, memory: int | None) -> int:
+    """How many threads may work at once within ``memory`` bytes, by default half of what is free.
 
     Raises OptionError when one alone does not fit what was asked.
     """
@@ -98,7 +98,7 @@ def fit(plan: PrunePlan, reader: Reader, memory: int | None) -> None:
     if memory is not None and need > memory:
         raise OptionError(f"--memory {memory}: a matrix of this model takes {need} bytes to work on")
     room = memory if memory is not None else free_memory() // 2
-    reader.threads = max(1, min(reader.threads, room // max(1, need)))
+    return max(1, min(plan.threads, room // max(1, need)))
 
 
 def _largest(plan: PrunePlan, index: int) -> int:
