@@ -412,7 +412,7 @@ def apply_mask(
     from paring.pruning import plan, run
     from paring.pruning import request as asking
 
-    request = asking.Request(located(model), mask=os.fspath(mask), shard_size=shard_size)
+    request = asking.Request(located(model), mask=located(mask), shard_size=shard_size)
     planned = plan.plan_prune(request, output, overwrite=overwrite, threads=threads)
     with planned.checkpoint:
         return run.run(planned, dry_run=dry_run, memory=memory)
