@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from paring.devices import pick
+from paring.devices import to_run
 from paring.errors import BadValueError, OptionError
 from paring.language import Text, begins, folder_of, load_model, read_text, spread, torch_threads, window_of
 from paring.report import Jsonable
@@ -67,7 +67,7 @@ def evaluate(
     Raises OptionError, UnsupportedError, BadFileError, BadValueError for a model that predicts NaN.
     """
     begun = time.perf_counter()
-    device = pick(device)
+    device = to_run(device)
     home = folder_of(model)
     text = read_text(data, home)
     with torch_threads(threads):

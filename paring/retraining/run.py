@@ -17,7 +17,7 @@ import numpy as np
 from paring import outputs, registry
 from paring.atomic import atomic_folder, refuse_folder, refuse_same_file, target_of
 from paring.checkpoint import Checkpoint, open_checkpoint
-from paring.devices import pick
+from paring.devices import to_run
 from paring.errors import OptionError, OutputError, ParingError
 from paring.language import torch_threads
 from paring.report import Retraining, peak_rss_bytes
@@ -75,7 +75,7 @@ def retrain(
     started = time.perf_counter()
     method = load(recipe)
     chosen = method.parse(options or {})
-    place = "cuda" if device == "auto" and _has_cuda() else pick(device)
+    place = to_run(device)
     target = target_of(output)
     refuse_folder(target, overwrite, None)
     sources = [open_checkpoint(path) for path in (pruned, dense) if path is not None]
@@ -133,12 +133,6 @@ def retrain(
         peak_rss_bytes=peak_rss_bytes(),
         device=place,
     )
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _fingerprint(
