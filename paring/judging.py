@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from paring.errors import OptionError
 from paring.evaluating import HeldOut, Reading, perplexity, read, spoken
 from paring.language import folder_of, torch_threads
 from paring.report import Perplexities, PerplexityReport
+from paring.retraining.text import LINES
 
 _DTYPE = "fp32"
 
@@ -21,6 +23,8 @@ def held_out(
 ) -> HeldOut | None:
     """What ``--eval-data`` and the options beside it ask for. Raises OptionError for those alone."""
     if data is not None:
+        if Path(data).suffix in LINES:
+            raise OptionError(f"--eval-data {data}: perplexity is of plain text, and this is lines of JSON")
         return HeldOut(data, window, stride, samples)
     for name, value in (("window", window), ("stride", stride), ("samples", samples)):
         if value is not None:
@@ -62,7 +66,11 @@ def judge(
     if not model.is_dir() or output.suffix == ".safetensors":
         which = f"MODEL {model}" if not model.is_dir() else f"-o {output}"
         raise OptionError(f"{which}: --eval-data runs models, which takes folders, with their tokenizer")
-    return Judge(read(folder_of(model), asked, _DTYPE), to_run(device), threads)
+    try:
+        reading = read(folder_of(model), asked, _DTYPE)
+    except OptionError as error:  # by the names that the options have here
+        raise OptionError(re.sub(r"--(?=window|stride|samples)", "--eval-", str(error))) from None
+    return Judge(reading, to_run(device), threads)
 
 
 def stages(found: Perplexities) -> list[tuple[str, float]]:
