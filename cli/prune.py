@@ -108,7 +108,7 @@ def command(
     from paring.pruning import budgets as allotted
     from paring.pruning import sparsity
 
-    click.get_current_context().call_on_close(lambda: common.tell_of_rest(output, ("resume",)))
+    click.get_current_context().call_on_close(lambda: common.tell_of_rest(output, ("retraining", "resume")))
     if pattern is not None:
         if given["keep"] is not None or given["of"] is not None:
             raise click.UsageError("--pattern says what --keep and --of say: give one of them")
