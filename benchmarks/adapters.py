@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import sys
 import tempfile
@@ -29,9 +28,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.baselines import F32, Factors, int_quantised, truncated
+from benchmarks.baselines import F32, Factors, int_quantised, squeezed, truncated
 from benchmarks.bound import bound_bytes
-from benchmarks.machine import describe
+from benchmarks.machine import describe, write
 from benchmarks.minilm import ADAPTERS, Bench, Deltas, Kept, Scores, dense_deltas, factors, kept
 from paring import adapters
 from paring.api import compress, decompress
@@ -48,6 +47,7 @@ SLACK = 1.02
 PACKED: Mapping[str, Mapping[str, Any]] = {
     "spectral": {"method": "spectral"},
     "spectral --norm 0": {"method": "spectral", "norm": 0.0},
+    "auto": {"method": "auto"},
     "ternary": {"method": "compeft"},
     "ternary --basis svd": {"method": "compeft", "basis": "svd", "scope": "component"},
     "ternary by tensor": {"method": "compeft", "basis": "trained", "scope": "tensor", "alpha": "lsq"},
@@ -56,6 +56,7 @@ PACKED: Mapping[str, Mapping[str, Any]] = {
 }
 #: name -> a baseline, from the factors of one module
 PLAIN: Mapping[str, Callable[[F32, F32], Factors]] = {
+    "fp16, xz": squeezed,
     "int4": partial(int_quantised, bits=4),
     "int2": partial(int_quantised, bits=2),
     "rank 1 in fp16": partial(truncated, rank=1),
@@ -243,10 +244,7 @@ def main() -> None:
     console = Console() if sys.stdout.isatty() else Console(width=180)
     console.print(table(lines))
     console.print(f"{machine}\ntest rows: {tested}; {seconds:g} s in all", highlight=False, soft_wrap=True)
-    if arguments.json:
-        found = [told(line) for line in lines]
-        facts = {"machine": machine, "seconds": seconds, "test_rows": tested, "rows": found}
-        arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
+    write(arguments.json, machine, seconds=seconds, test_rows=tested, rows=[told(line) for line in lines])
     if arguments.plot:
         from benchmarks.plots import gain_and_error
 

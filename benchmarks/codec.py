@@ -1,6 +1,6 @@
 """The ternary coder: size against entropy, speed against memcpy and BLAS, all in one run.
 
-    python -m benchmarks.codec [--size 20000000] [--repeats 9]
+    python -m benchmarks.codec [--size 20000000] [--repeats 9] [--json FILE]
 
 Independent trits with random signs, by density. ``size``: payload, all counted, over n (H(k) + k) bits, k
 as drawn. All else is in 1e9 parameters a second. ``memcpy``: np.copyto of a dense fp16 array onto a warm one,
@@ -21,13 +21,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe, write
 from paring.codecs import ternary
 from paring.kernels import ternary as kernels
 
@@ -72,8 +73,8 @@ def gain_of_two_threads(repeats: int) -> float:
     return 2 * times["one"] / times["two"]
 
 
-def measure(n: int, density: float, repeats: int) -> str:
-    """One line of the table."""
+def measure(n: int, density: float, repeats: int) -> dict[str, float]:
+    """One row: the density, ``size`` over entropy, and 1e9 parameters a second of each work."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal(n, np.float32)
     t = float(np.quantile(np.abs(x[:1_000_000]), 1 - density))
@@ -104,10 +105,15 @@ def measure(n: int, density: float, repeats: int) -> str:
             },
             repeats,
         )
-    rate = {name: n / of / 1e9 for name, of in seconds.items()}
+    rates = {name: n / of / 1e9 for name, of in seconds.items()}
+    return {"density": density, "size": 8 * len(payload) / entropy, **rates}
+
+
+def line(rate: Mapping[str, float]) -> str:
+    """A row as text."""
     copy, one, two = rate["copy"], rate["decode"], rate["decode 2"]
     return (
-        f"{density:7.0%} {8 * len(payload) / entropy:7.4f} {copy:7.2f} {rate['copy 2']:8.2f}"
+        f"{rate['density']:7.0%} {rate['size']:7.4f} {copy:7.2f} {rate['copy 2']:8.2f}"
         f" {one:8.2f} {one / copy:6.2f} {two:10.2f} {two / copy:6.2f} {rate['fresh']:7.2f}"
         f" {rate['encode']:8.2f} {rate['from floats']:9.2f} {rate['popcount']:9.1f} {rate['blas']:6.2f}"
     )
@@ -117,16 +123,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the ternary coder.")
     parser.add_argument("--size", type=int, default=20_000_000)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE as well")
     arguments = parser.parse_args()
-    print(describe("numpy", "numba"))
-    print(f"two threads do {gain_of_two_threads(arguments.repeats):.2f} times the arithmetic of one")
+    machine, gain = describe("numpy", "numba"), gain_of_two_threads(arguments.repeats)
+    print(machine)
+    print(f"two threads do {gain:.2f} times the arithmetic of one")
     print(f"n = {arguments.size}; 1e9 parameters a second")
     print(
         "density    size  memcpy memcpy 2 decode 1  ratio   decode 2  ratio   fresh"
         "   encode  fp32+enc  popcount   BLAS"
     )
+    rows = []
     for density in DENSITIES:
-        print(measure(arguments.size, density, arguments.repeats), flush=True)
+        rows.append(measure(arguments.size, density, arguments.repeats))
+        print(line(rows[-1]), flush=True)
+    write(arguments.json, machine, size=arguments.size, threads_gain=gain, rows=rows)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,12 @@ The fine-tune is ``sre-embedding-model``, of all-MiniLM-L6-v2: 22.7 million para
 changed. Errors are relative, of the deltas of all tensors; ratios are those of the checkpoint's bytes. The
 others are charged for their numbers alone, no headers; ours for the whole file.
 
-    python -m benchmarks.finetune [--ratios 8,16,32,64,128] [-o results.json]
+    python -m benchmarks.finetune [--ratios 8,16,32,64,128] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.machine import describe, write
 from benchmarks.real_data import MODEL, TUNED, fetch
 from paring import lowrank
 from paring.api import compress
@@ -162,8 +162,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--ratios", default="8,16,32,64")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the tables to FILE as well")
     asked = parser.parse_args()
+    machine = describe("numpy")
     ratios = [float(text) for text in asked.ratios.split(",")]
     root = fetch([TUNED]) and fetch()
     with tempfile.TemporaryDirectory() as folder:
@@ -179,8 +180,7 @@ def main() -> None:
         for number, dtype in enumerate(("fp32", "fp16")):
             print(f"\n{dtype} checkpoints\n{'':28} {'ratio':>8} {'error':>8}")
             results[dtype] = measure(pairs["tuned"][number], pairs["base"][number], ratios, asked.threads)
-    if asked.output:
-        asked.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write(asked.json, machine, **results)
 
 
 if __name__ == "__main__":

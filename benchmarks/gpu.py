@@ -14,7 +14,6 @@ for a LoRA of LLaMA-7B, all linear layers, rank 64.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +25,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe, write
 from benchmarks.merge import HOME, floor
 from benchmarks.synthetic import MEDIUM, Size, files_of, make, parameters
 from paring import lowrank, registry
@@ -150,8 +149,7 @@ def main() -> None:
             table.add_row(*(f"{x:.4g}" if isinstance(x, float) else str(x) for x in row.values()))
         console.print(table)
     console.print(told["spectra"])
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine, **told}, indent=1) + "\n")
+    write(arguments.json, machine, **told)
 
 
 if __name__ == "__main__":

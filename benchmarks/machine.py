@@ -1,12 +1,14 @@
-"""On what a benchmark ran: one line for the reader of its figures."""
+"""On what a benchmark ran, one line for the reader of its figures; and the file that keeps them."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,6 +19,13 @@ def describe(*packages: str) -> str:
     cores = len(affinity(0)) if affinity else os.cpu_count()
     versions = [f"python {platform.python_version()}", *(f"{name} {_version(name)}" for name in packages)]
     return f"{cores} cores of {_cpu()}; {', '.join(versions)}; commit {commit()}"
+
+
+def write(file: Path | None, machine: str, **found: Any) -> None:
+    """Keep what was ``found`` on ``machine`` as JSON, if there is a ``file`` to keep it in."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"machine": machine, **found}, indent=1) + "\n", encoding="utf-8")
 
 
 def _version(package: str) -> str:

@@ -1,4 +1,4 @@
-"""Merging, side by side: paring, mergekit and the floor of the machine, as whole commands in one run.
+"""Merging, side by side: paring, mergekit, PEFT and the floor of the machine, as whole commands in one run.
 
     python -m benchmarks.merge [--no-peer] [--large] [--runs N] [--json FILE]
 
@@ -27,7 +27,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe, write
+from benchmarks.real_data import MODEL, fetch
 from benchmarks.synthetic import LARGE, MEDIUM, Size, files_of, link, make, many_tensors, parameters
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,6 +48,19 @@ RULES: Mapping[str, tuple[Sequence[str], Mapping[str, object] | None]] = {
     ),
     "pcb": (("--method", "pcb"), None),
 }  # fmt: skip
+
+
+#: two adapters by PEFT, exact as ours are: the model, the adapters on it, their factors side by side
+PEFT = """
+import sys
+from peft import PeftModel
+from transformers import AutoModel
+base, out, first, second = sys.argv[1:]
+model = PeftModel.from_pretrained(AutoModel.from_pretrained(base), first, adapter_name="first")
+model.load_adapter(second, adapter_name="second")
+model.add_weighted_adapter(["first", "second"], [0.5, 0.5], "merged", combination_type="cat")
+model.save_pretrained(out, selected_adapters=["merged"])
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +242,11 @@ def small(runs: int, out: Console) -> list[dict[str, object]]:
     rows.append({"rule": "7203 tensors", "paring": asdict(took)})
     adapters = [ROOT / "fixtures" / "adapters" / name for name in ("rotten", "brown")]
     took = best(runs, lambda: run(ours(adapters, None, HOME / "lora", ())))
-    out.print(f"two adapters: {took.wall:.2f} s start to end")
-    rows.append({"rule": "two adapters", "paring": asdict(took)})
-    for name in ("out", "lora"):
+    theirs: list[str | Path] = [sys.executable, "-c", PEFT, fetch() / MODEL, HOME / "peft", *adapters]
+    peft = best(runs, lambda: run(theirs))
+    out.print(f"two adapters: {took.wall:.2f} s start to end, PEFT {peft.wall:.2f} s")
+    rows.append({"rule": "two adapters", "paring": asdict(took), "peft": asdict(peft)})
+    for name in ("out", "lora", "peft"):
         shutil.rmtree(HOME / name, ignore_errors=True)
     return rows
 
@@ -264,14 +280,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     out = Console(width=220, highlight=False)
-    out.print(describe())
+    machine = describe()
+    out.print(machine)
     HOME.mkdir(parents=True, exist_ok=True)
     rows = small(asked.runs, out)
     rows += medium(asked.runs, None if asked.no_peer else install_peer(), out)
     if asked.large:
         rows += large(out)
-    if asked.json:
-        asked.json.write_text(json.dumps(rows, indent=2))
+    write(asked.json, machine, rows=rows)
 
 
 if __name__ == "__main__":

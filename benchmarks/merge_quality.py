@@ -23,7 +23,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe, write
 from benchmarks.minilm import ADAPTERS, F32, Bench, Scores, dense_deltas
 from benchmarks.real_data import MODEL, fetch
 from paring import registry
@@ -99,7 +99,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     out = Console(width=150, highlight=False)
-    out.print(describe("torch", "transformers"))
+    machine = describe("torch", "transformers")
+    out.print(machine)
     rules = (
         asked.rules.split(",") if asked.rules else [r for r in registry.names("merge") if r not in LEFT_OUT]
     )
@@ -138,8 +139,7 @@ def main() -> None:
                 scale = max(SCALES, key=lambda s: (tried[s], -s))
                 note(rule, options, scale, evaluate(reporting, deltas, scale))
     out.print(table)
-    if asked.json:
-        asked.json.write_text(json.dumps(found, indent=2))
+    write(asked.json, machine, rows=found)
 
 
 if __name__ == "__main__":

@@ -310,6 +310,7 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
     parser.add_argument("--tune", metavar="RATE,...", help="validation perplexity of --rows at these rates")
     parser.add_argument("--steps", type=int, default=16, help="of --tune")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE as well")
     parser.add_argument("--plot", type=Path, metavar="PNG")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -323,8 +324,10 @@ def main() -> None:
         tune(chosen, [float(rate) for rate in given.tune.split(",")], given.steps)
         return
     found = collected(chosen, given.quick, given.fresh)
-    print(machine.describe("torch", "transformers", "paring"))
+    told = machine.describe("torch", "transformers")
+    print(told)
     print(table(found))
+    machine.write(given.json, told, rows=found)
     if given.plot:
         plot(found, given.plot)
 

@@ -11,7 +11,6 @@ with safetensors, ``topk`` of all magnitudes in fp32, save. ``anon`` is the peak
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe, write
 from benchmarks.merge import BENCH, Took, best, floor, run
 from benchmarks.synthetic import MEDIUM, files_of, make, parameters
 
@@ -88,7 +87,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     out = Console(width=220, highlight=False)
-    out.print(describe("torch"))
+    machine = describe("torch")
+    out.print(machine)
     model = HOME / "model"
     make(model, MEDIUM, 0)
     inputs = files_of([model])
@@ -108,8 +108,7 @@ def main() -> None:
         out.print(line(row))
     for name in ("out", "theirs"):
         shutil.rmtree(HOME / name, ignore_errors=True)
-    if asked.json:
-        asked.json.write_text(json.dumps(rows, indent=2))
+    write(asked.json, machine, rows=rows)
 
 
 if __name__ == "__main__":

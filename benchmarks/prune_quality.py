@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import smollm
-from benchmarks.machine import ROOT, describe
+from benchmarks.machine import ROOT, describe, write
 from paring import registry
 from paring.api import calibrate, evaluate, prune
 from paring.evaluating import Evaluation, standard_error
@@ -109,7 +109,8 @@ def main() -> None:
     asked = parser.parse_args()
     HOME.mkdir(parents=True, exist_ok=True)
     out = Console(width=130, highlight=False)
-    out.print(describe("torch", "transformers"))
+    machine = describe("torch", "transformers")
+    out.print(machine)
     dense = evaluated(smollm.model(), asked.windows, asked.threads)
     found: list[dict[str, Any]] = [{"case": "dense", "perplexity": dense.perplexity, "nlls": dense.nlls}]
     table = Table(
@@ -133,8 +134,7 @@ def main() -> None:
             print(json.dumps({key: value for key, value in row.items() if key != "nlls"}), flush=True)
             figures = f"{math.exp(got.nll):.1f}", f"{loss:.3f} ± {error:.3f}", more, f"{seconds:.0f}"
             table.add_row(told, case.name, *figures)
-            if asked.json:
-                asked.json.write_text(json.dumps(found, indent=2))
+            write(asked.json, machine, rows=found)
     out.print(table)
 
 

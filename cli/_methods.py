@@ -11,6 +11,9 @@ from paring import registry
 from paring.cli import _common as common
 from paring.errors import OptionError
 
+#: how the names of options begin that a method or a recipe adds
+_ADDED = ("method_", "preset_", "retrain_")
+
 
 def command(
     kind: registry.Kind, default: str, more: Callable[[list[str]], list[click.Option]] | None = None
@@ -22,15 +25,15 @@ def command(
     class MethodCommand(click.Command):
         def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
             chosen = _named(kind, default, args)
-            known = {name for parameter in self.params for name in parameter.opts}
+            own = [p for p in self.params if not (p.name or "").startswith(_ADDED)]  # not of a call before
+            known = {name for parameter in own for name in parameter.opts}
             added = [*options(chosen), *(more(args) if more is not None else [])]
-            self.params = [*self.params, *(o for o in added if not known & set(o.opts))]
+            self.params = [*own, *(o for o in added if not known & set(o.opts))]
             return super().parse_args(ctx, args)
 
         def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
             shown = [p for p in self.params if isinstance(p, click.Option)]
-            added = ("method_", "preset_", "retrain_")
-            own = [p for p in shown if not p.name or not p.name.startswith(added)]
+            own = [p for p in shown if not p.name or not p.name.startswith(_ADDED)]
             extra = [p for p in shown if p not in own]
             for title, params in (("Options", own), ("Options of the method", extra)):
                 records = [record for p in params if (record := p.get_help_record(ctx)) is not None]

@@ -4,6 +4,12 @@ What is written is the winner's file, no different from one that was asked for b
 what the others came to. On the adapters of ``benchmarks/adapters.py``, at every size tried, that has been
 ``spectral``, which is why it is the default of ``compress``: trying the others costs time and has gained
 nothing there. On adapters unlike those (vectors of some hundred entries, very sparse updates) it may.
+
+``min over methods of sqrt(sum ||D - D'||^2 / sum ||D||^2)``, D the update ``scale B A`` of a module, D' what
+decodes, each method at the budget that was asked for.
+
+Cost: the sum of what its methods take; each solves the budget and decodes its result. When not to use it: for
+many adapters of one kind; try it on one, then name the method that won.
 """
 
 from __future__ import annotations

@@ -12,6 +12,10 @@ Steps, each measured in bytes and taken only where it is smaller:
    update (the method ``spectral``); a basis in common for many adapters (Compress then Serve, arXiv
    2407.00066) and a pool of alike shards with a residual are tried against it at the same error.
 
+Cost: without loss, hashes of every tensor, of its rank vectors and of its shards at each divisor tried, and
+for pairs of adapters the overlap of their subspaces, O((in + out) r^2) a module; the pool is held in memory
+until it is written. With ``--error`` also a coding of every adapter, and of joint ones.
+
 When not to use it: for one ordinary adapter, or several that were trained apart. Independently trained
 LoRAs share no shards. K codewords for shards of d entries leave at least ``2^(-2 log2(K) / d)`` of the
 variance of Gaussian shards, 84 % for K = 256 and d = 64, and cost in indices what they save in residual;

@@ -1,8 +1,9 @@
 """Linear: the weighted mean of the models (model soups, Wortsman et al. 2022), or their weighted sum.
 
-``sum_i w_i theta_i``, the weights divided by their sum unless ``normalise`` is off. One pass, fp32 sums in
-order of the models. It needs no base. When not to use it: models that did not start from one base average to
-noise.
+``sum_i w_i theta_i``, the weights divided by their sum unless ``normalise`` is off. It needs no base.
+
+Cost: one pass, fp32 sums in order of the models. When not to use it: models that did not start from one base
+average to noise.
 """
 
 from __future__ import annotations

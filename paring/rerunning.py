@@ -169,7 +169,9 @@ def _compress(opened: Packed, made: Path, output: Path, how: How, source: Path |
     )  # fmt: skip
     with plan.source:
         if plan.source.digest() != origin["sha256"]:
-            raise BadFileError(f"{path} is not what {made} was made of: its tensors differ")
+            raise BadFileError(
+                f"{path} is not what {made} was made of: its tensors differ; name its source (--source)"
+            )
         return compressing.run(plan, dry_run=how.dry_run)
 
 

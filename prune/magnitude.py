@@ -1,10 +1,10 @@
 """Magnitude pruning: the smallest entries go.
 
-Published in many forms since Han et al. 2015; what matters is what they are compared with: their matrix
-(``--scope tensor``), their output's row (``--scope row``), the whole model (``--scope global``), each group
-of neighbours (``--keep 2 --of 4``), or whole outputs and inputs by norm (``--lines outputs``). Counts are
-exact: of equal magnitudes those that come first by (tensor's name, flat index) go first. Entries that are
-zero already are the smallest, and count.
+``score[i, j] = |W[i, j]|``. Published in many forms since Han et al. 2015; what matters is what they are
+compared with: their matrix (``--scope tensor``), their output's row (``--scope row``), the whole model
+(``--scope global``), each group of neighbours (``--keep 2 --of 4``), or whole outputs and inputs by norm
+(``--lines outputs``). Counts are exact: of equal magnitudes those that come first by (tensor's name, flat
+index) go first. Entries that are zero already are the smallest, and count.
 
 Cost: one pass for the thresholds, one to write; no data is needed. When not to use it: with calibration
 statistics at hand, wanda is much better on language models, whose inputs differ in size by orders of

@@ -8,11 +8,11 @@ in equal steps. At the end the masks are hardened, to exact counts. In a trainin
 
     pdp = attach(model, sparsity=0.9)
     for epoch in range(epochs):
-        pdp.epoch(epoch)               # dense for 16 epochs, then .015 of the target more each epoch
-        ...                            # train as before
-    gap = pdp.gap()                    # what hardening will change
-    pdp.harden()                       # from here on the masks are fixed: fine-tune if you like
-    pdp.bake()                         # plain weights with exact zeros
+        pdp.epoch(epoch)  # dense for 16 epochs, then .015 of the target more each epoch
+        ...  # train as before
+    gap = pdp.gap()  # what hardening will change
+    pdp.harden()  # from here on the masks are fixed: fine-tune if you like
+    pdp.bake()  # plain weights with exact zeros
 
 The published ``tau`` (1e-4) is not free of scale: on weights of standard deviation .01, as language models
 have them, it leaves nearly every mask soft. The default is therefore relative, ``tau = .05 t^2``.

@@ -6,6 +6,9 @@ same sparsity: MaskLoRA trains ``W + s (M * BA)``, ScaleLoRA ``W * BA``; LoRA-Pr
 and drops what left it; LoRA stays beside the sparse weights, as a PEFT adapter in ``OUT/adapter``. The output
 head is trained through an ordinary LoRA. ``--train all`` is full retraining, under the masks.
 
+ScaleLoRA as published begins with all ranks of A and B at ``1 / sqrt(r)``, alike, and never leaves rank one;
+here one rank begins at ones and the others at nothing in B, so that ``BA = 1`` and the rank grows.
+
 ``--reconstruct N`` first reconstructs block by block (``--retrain reconstruct``), N steps a block.
 ``--cycles C`` prunes by magnitude in C cycles along a cubic schedule, from the dense weights to the counts by
 tensor that the pruning method has found, and retrains after each.

@@ -1,8 +1,9 @@
 """Block-wise reconstruction: each pruned block learns to do what its dense original does.
 
 Block after block, on the inputs that what comes before it now gives, the mean squared distance from the dense
-block's outputs is made small. It needs no labels, no backward pass through the whole model and the optimizer
-state of one block only; little text goes a long way.
+block's outputs is made small: ``min mean (f(X; M * W') - f(X; W))^2``, f the block, X its inputs in the
+pruned model, W its dense weights, M the mask. It needs no labels, no backward pass through the whole model
+and the optimizer state of one block only; little text goes a long way.
 
 Cost: two blocks in memory, and the states of all samples. When not to use it: alone, where text of the
 domain is at hand; ``--retrain perp --reconstruct N`` does both.

@@ -2,12 +2,12 @@
 
 ``score[i, j] = |W[i, j]| * ||X_j||``, X_j the j-th input over all tokens. Nothing is trained and nothing
 updated. The norm here is a root mean square over tokens where the paper's is a root of a mean over sequences,
-which multiplies all scores of a matrix alike.
+which multiplies all scores of a matrix alike. Published with statistics taken block after block on the pruned
+prefix (``paring calibrate --sequential``); statistics of the dense model need no second calibration for
+another sparsity, and may lose a little.
 
-Cost: one pass, and a vector of statistics a matrix. Published with statistics taken block after block on the
-pruned prefix (``paring calibrate --sequential``); statistics of the dense model need no second calibration
-for another sparsity, and may lose a little. When not to use it: its scores say nothing across matrices, so
-not with one threshold over the model; above 60 % a method that updates survivors is better.
+Cost: one pass, and a vector of statistics a matrix. When not to use it: its scores say nothing across
+matrices, so not with one threshold over the model; above 60 % a method that updates survivors is better.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ def put(folder, kind="llama", seed=0, **more):
     torch.manual_seed(seed)
     if kind == "llama":
         config = transformers.LlamaConfig(
-            **sizes, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, max_position_embeddings=64, bos_token_id=None, **more,
+            **sizes, hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=1,
+            bos_token_id=None, **({"num_hidden_layers": 2, "max_position_embeddings": 64} | more),
         )  # fmt: skip
         model = transformers.LlamaForCausalLM(config)
     elif kind == "gpt2":

@@ -114,13 +114,19 @@ class Desk:
 
     def pieces(self, target: Target, index: int, starts: Sequence[int], size: int) -> F32:
         """Vectors ``(models, k)`` of the pieces of up to ``size`` entries that begin at ``starts``."""
-        spans = [Span(index, start, min(start + size, target.numel)) for start in starts]
-        parts = [[read and (read[0].copy(), read[1]) for read in self._span(target, span)] for span in spans]
-        bits = [
-            first and (np.concatenate([read[0] for read in reads]), first[1])
-            for first, *reads in zip(parts[0], *parts, strict=True)
-        ]
-        total = sum(span.stop - span.start for span in spans)
+        spans = [(start, min(start + size, target.numel)) for start in starts]
+        total = sum(stop - start for start, stop in spans)
+        bits: list[Read | None] = []
+        for source, name, dtype in zip(self._sources, target.names, self._dtypes(target), strict=True):
+            if source is None or name is None or dtype is None:
+                bits.append(None)
+                continue
+            width, parts, at = itemsize(dtype), [], 0
+            raw = np.empty(total * width, np.uint8)
+            for start, stop in spans:
+                parts.append(source.read(name, start, stop, raw[at:]))
+                at += (stop - start) * width
+            bits.append((np.concatenate(parts), dtype))
         self._room(total)
         return self._chunk(Place(target, index, 0), bits, 0, total).vectors.copy()
 

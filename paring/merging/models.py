@@ -41,9 +41,9 @@ SPAN = 16 * CHUNK
 _SENT = 8 * SPAN
 #: threads that feed another device
 _FEEDERS = 4
-#: entries that a sample takes side by side, and how many such pieces at most
-_PIECE = 64
-_PIECES = 1 << 17
+#: entries that a sample takes side by side, and how many such pieces
+_PIECE = 128
+_PIECES = 1 << 14
 
 Scope = Literal["model", "tensor"]
 
@@ -249,9 +249,9 @@ class Models:
 
     @cached_property
     def _sample(self) -> F32:
-        """Pieces of 64 entries at even distances over all tensors, ``(models, s)``; each somewhere in its
+        """Pieces of 128 entries at even distances over all tensors, ``(models, s)``; each somewhere in its
         stretch, so that it does not always meet the same columns."""
-        step = max(_PIECE, min(CHUNK // 4, self.numel // 4096), self.numel // _PIECES)
+        step = max(_PIECE, self.numel // _PIECES)
         ends = np.cumsum([target.numel for target in self.targets])
         places = np.arange(0, self.numel - step + 1, step)
         places += (places // step * 40_503) % max(1, step - _PIECE)

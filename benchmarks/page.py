@@ -1,0 +1,222 @@
+"""From results to documentation: tables in Markdown, put where README.md and docs/ have marks for them.
+
+A mark is ``<!-- figures: NAME -->``, and what stands up to ``<!-- /figures -->`` is rendered by the function
+of that name here, from ``benchmarks/results``. Nothing between marks is written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import perp as perp_rows
+from benchmarks.machine import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+_MARK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- /figures -->)", re.S)
+
+Found = Mapping[str, Any]
+
+
+def pages(root: Path) -> list[Path]:
+    """Where marks may be."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def render(root: Path) -> Iterator[Path]:
+    """Fill the marked blocks of all pages; yields those that have changed."""
+    for file in pages(root):
+        text = file.read_text(encoding="utf-8")
+        if (made := filled(text)) != text:
+            file.write_text(made, encoding="utf-8")
+            yield file
+
+
+def filled(text: str) -> str:
+    """``text`` with its marked blocks rendered anew. Raises KeyError for a name that no function here has,
+    OSError where its results are not there.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        result, function = BLOCKS[match[2]]
+        found = json.loads((RESULTS / f"{result}.json").read_text(encoding="utf-8"))
+        return f"{match[1]}{function(found)}\n\n*{found['machine']}*\n{match[3]}"
+
+    return _MARK.sub(block, text)
+
+
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table: the first column to the left, the others to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def codec(found: Found) -> str:
+    head = ["density", "bytes / entropy", "decode / memcpy", "on two threads", "encode", "decode", "memcpy"]
+    rows = [
+        [f"{row['density']:.0%}", f"{row['size']:.4f}", f"{row['decode'] / row['copy']:.2f}",
+         f"{row['decode 2'] / row['copy']:.2f}", f"{row['encode']:.2f}", f"{row['decode']:.2f}",
+         f"{row['copy']:.2f}"]
+        for row in found["rows"]
+    ]  # fmt: skip
+    gain = f"Two threads do {found['threads_gain']:.2f} times the arithmetic of one on this machine."
+    return f"{grid(head, rows)}\n\nThe last three are in 1e9 parameters a second. {gain}"
+
+
+#: rows of benchmarks.adapters as a reader knows them
+_METHODS = {
+    "spectral": "**`spectral`** (default)", "auto": "`auto`", "ternary": "`compeft`, fitted",
+    "ComPEFT as published": "ComPEFT as published",
+}  # fmt: skip
+
+
+def adapters(found: Found) -> str:
+    head = ["method", "ratio", "error", "kept accuracy", "kept nll", "over the bound"]
+    rows = []
+    for row in found["rows"]:
+        if row["method"] in ("dense", "base alone"):
+            continue
+        kept, bound = row["kept"], _mean(row["over_bound"])
+        rows.append(
+            [_METHODS.get(row["method"], row["method"]), f"{_mean(row['ratio_fp16']):.1f}",
+             f"{_mean(row['error']):.3f}", _share(kept, "accuracy"), _share(kept, "nll"),
+             f"{bound:.2f}" if bound else ""]
+        )  # fmt: skip
+    return grid(head, rows)
+
+
+def kept(found: Found) -> str:
+    ratios = (16, 20, 32, 64)
+    at = {(row["method"], row["asked"]): row["kept"] for row in found["rows"]}
+    rows = [
+        [
+            told,
+            *(_share(at[method, ratio], "accuracy", 2) if (method, ratio) in at else "" for ratio in ratios),
+        ]
+        for method, told in _METHODS.items()
+    ]
+    return grid(["", *(f"{ratio} times smaller" for ratio in ratios)], rows)
+
+
+def finetune(found: Found) -> str:
+    rows = [
+        [row["what"], *(cell for dtype in ("fp32", "fp16") for cell in _at(found[dtype], row["what"]))]
+        for row in found["fp32"]
+    ]
+    return grid(["what is stored", "fp32: ratio", "error", "fp16: ratio", "error"], rows)
+
+
+def _at(rows: Sequence[Found], what: str) -> tuple[str, str]:
+    row = next((row for row in rows if row["what"] == what), None)
+    return (f"{row['ratio']:.1f}", f"{row['error']:.3f}") if row else ("", "")
+
+
+def merge(found: Found) -> str:
+    head = ["rule", "times faster than mergekit", "floors", "paring", "memory", "mergekit", "memory"]
+    rows = []
+    for row in found["rows"]:
+        if "floor" not in row:
+            continue
+        mine, theirs = row["paring"], row.get("mergekit")
+        there = ["", ""]
+        if theirs:
+            there = [f"{theirs['wall']:.1f} s", _mib(theirs["anon"])]
+        rows.append(
+            [f"`{row['rule']}`", f"{theirs['wall'] / mine['wall']:.1f}" if theirs else "",
+             f"{mine['wall'] / row['floor']:.1f}", f"{mine['wall']:.2f} s", _mib(mine["anon"]), *there]
+        )  # fmt: skip
+    by_rule = {row["rule"]: row["paring"] for row in found["rows"]}
+    small = next(row for row in found["rows"] if row["rule"] == "two adapters")
+    told = [
+        f"`pcb` takes {by_rule['pcb']['wall'] / by_rule['task_arithmetic']['wall']:.1f} times as long as"
+        " `task_arithmetic`.",
+        f"7,203 tiny tensors take {by_rule['7203 tensors']['cpu']:.1f} s of CPU.",
+        f"Two adapters merge in {small['paring']['wall']:.2f} s from start to end; PEFT, which loads the"
+        f" model they are for, takes {small['peft']['wall']:.1f} s.",
+    ]
+    large = [f"`{rule.split()[1]}` {_mib(took['anon'])}" for rule, took in by_rule.items() if "large" in rule]
+    if large:
+        told.append(f"Memory for models of 4 billion parameters: {', '.join(large)}.")
+    return f"{grid(head, rows)}\n\n{' '.join(told)}"
+
+
+def merge_quality(found: Found) -> str:
+    rows = []
+    for row in sorted(found["rows"], key=lambda row: row["closed"]):
+        options = "".join(f" --{key} {value}" for key, value in row["options"].items())
+        scale = "" if row["scale"] is None else f"{row['scale']:g}"
+        rule = row["rule"] if row["scale"] is None else f"`{row['rule']}{options}`"
+        rows.append(
+            [rule, scale, f"{_mean(row['accuracy']):.3f}", f"{row['closed']:.2f} ± {row['error']:.2f}"]
+        )
+    return grid(["rule", "scale", "accuracy", "closed"], rows)
+
+
+def prune(found: Found) -> str:
+    head = ["half of it goes", "floors", "times faster than torch", "paring", "memory", "torch", "memory"]
+    rows = []
+    for row in found["rows"]:
+        mine, theirs = row["paring"], row.get("torch")
+        there = [f"{theirs['wall']:.1f} s", _mib(theirs["anon"])] if theirs else ["", ""]
+        faster = f"{theirs['wall'] / mine['wall']:.0f}" if theirs else ""
+        rows.append(
+            [row["mode"], f"{mine['wall'] / row['floor']:.1f}", faster, f"{mine['wall']:.2f} s",
+             _mib(mine["anon"]), *there]
+        )  # fmt: skip
+    return grid(head, rows)
+
+
+def prune_quality(found: Found) -> str:
+    dense, *others = found["rows"]
+    rows = [["dense", *[f"{dense['perplexity']:.1f}", ""] * 2]]
+    by_case: dict[str, dict[str, Found]] = {}
+    for row in others:
+        by_case.setdefault(row["case"], {})[row["amount"]] = row
+    for case, by_amount in by_case.items():
+        cells = [f"`{case}`".replace(" (sequential)`", "`, sequential")]
+        for amount in ("50 %", "2:4"):
+            there = by_amount.get(amount)
+            cells += (
+                [f"{there['perplexity']:.1f}", f"{there['loss']:.3f} ± {there['error']:.3f}"]
+                if there
+                else ["", ""]
+            )
+        rows.append(cells)
+    return grid(["", "50 %: perplexity", "loses", "2 of 4: perplexity", "loses"], rows)
+
+
+def perp(found: Found) -> str:
+    return perp_rows.table(found["rows"])
+
+
+def gpu(found: Found) -> str:
+    merges = [
+        [f"`{row['rule']}`", *(f"{row[key]:.2f} s" for key in ("floor", "cpu", "cuda"))]
+        for row in found["merges"]
+    ]
+    return grid(["rule", "floor", "CPU", "GPU"], merges)
+
+
+BLOCKS: Mapping[str, tuple[str, Callable[[Found], str]]] = {
+    "codec": ("codec", codec), "adapters": ("adapters", adapters), "kept": ("adapters", kept),
+    "finetune": ("finetune", finetune), "merge": ("merge", merge),
+    "merge_quality": ("merge_quality", merge_quality), "prune": ("prune", prune),
+    "prune_quality": ("prune_quality", prune_quality), "perp": ("perp", perp), "gpu": ("gpu", gpu),
+}  # fmt: skip
+
+
+def _share(kept: Mapping[str, float], of: str, digits: int = 3) -> str:
+    return f"{kept[of]:.{digits}f} ± {kept[f'{of}_se']:.{digits}f}"
+
+
+def _mean(by_task: Mapping[str, float | None]) -> float:
+    values = [value for value in by_task.values() if value is not None]
+    return math.fsum(values) / len(values) if values else 0.0
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:,.0f} MiB"
