@@ -27,8 +27,9 @@ memory_help = "Memory to work in, such as 2GiB.  [default: half of what is free]
 overwrite = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 dry_run = click.option("--dry-run", is_flag=True, help="Do everything but write.")
 device = click.option(
-    "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu or cuda."
-)
+    "--device", default="auto", show_default=True, metavar="DEVICE",
+    help="auto, cpu or cuda; auto is cpu, and for what runs a model cuda where there is one.",
+)  # fmt: skip
 
 
 def _go_offline(ctx: click.Context, param: click.Parameter, value: bool) -> None:

@@ -1,18 +1,15 @@
-"""``--retrain``: the options of what follows pruning, and how it is told."""
+"""``--retrain`` and ``--eval-data``: the options of what follows pruning."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from paring import registry
 from paring.cli import _methods as methods
 from paring.errors import OptionError
-
-if TYPE_CHECKING:
-    from paring.report import Retraining
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MINE = "retrain_"
@@ -24,8 +21,22 @@ def command(default: str) -> type[click.Command]:
 
 
 def options(function: F) -> F:
-    """The options that all recipes have."""
+    """The options that all recipes have, and those of what is measured before and after."""
     for option in (
+        click.option(
+            "--eval-samples", type=int, metavar="N", help="Windows, evenly spaced.  [default: all]"
+        ),
+        click.option(
+            "--eval-stride", type=int, metavar="S", help="Tokens between its windows.  [default: a window]"
+        ),
+        click.option(
+            "--eval-window", type=int, metavar="L",
+            help="Tokens of its windows.  [default: 2048, or the model's most]",
+        ),
+        click.option(
+            "--eval-data", metavar="TEXT",
+            help="Held-out text: tell the perplexity on it before and after, as `paring eval` does.",
+        ),
         click.option("--seed", type=int, default=0, show_default=True, help="Of retraining."),
         click.option("--field", default="text", show_default=True, help="What is read of lines of JSON."),
         click.option(
@@ -48,25 +59,6 @@ def arguments(given: dict[str, Any]) -> dict[str, Any]:
     found = {key: value for key, value in given.items() if not key.startswith(_MINE)}
     mine = {key.removeprefix(_MINE): value for key, value in given.items() if key.startswith(_MINE)}
     found["retrain_options"] = {key: value for key, value in mine.items() if value is not None}
-    return found
-
-
-def rows(report: Retraining) -> list[tuple[str, str]]:
-    """What a table tells of it."""
-    found = [("retraining", f"{report.method} on {report.tokens or 0:,} tokens, on {report.device}")]
-    if report.trained is not None:
-        share = report.trained / (report.parameters or 1)
-        found.append(("trained", f"{report.trained:,} of {report.parameters or 0:,} parameters, {share:.2%}"))
-    if report.reconstructed is not None:
-        share = report.reconstructed / (report.parameters or 1)
-        found.append(("reconstructed", f"{report.reconstructed:,} parameters block by block, {share:.2%}"))
-    if report.losses:
-        found.append(("loss", f"{report.losses[0]:.4f} at first, [bold]{report.losses[-1]:.4f}[/] at last"))
-    if errors := report.block_errors:
-        before, after = (sum(each) / len(errors) for each in zip(*errors, strict=True))
-        text = f"relative error {before:.4f} before, [bold]{after:.4f}[/] after, on average"
-        found.append(("blocks", text))
-    found.append(("as written", f"{report.sparsity or 0:.2%} zeros in the pruned tensors, read back"))
     return found
 
 

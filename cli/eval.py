@@ -50,13 +50,14 @@ def command(
 
 
 def _show(report: Evaluation) -> None:
+    from paring.evaluating import spoken
+
     out = common.console()
     out.print(f"perplexity [bold]{report.perplexity:.4f}[/]\n")
     error = "" if report.nll_error is None else f" ± {report.nll_error:.4f}"
-    reading = f"{report.windows} windows of {report.window} tokens, one every {report.stride}"
     rows = [
         ("nats a token", f"{report.nll:.4f}{error}"),
-        ("text", f"{common.short(report.data)}: {reading}; {report.scored:,} tokens predicted"),
+        ("text", f"{common.short(report.data)}: {spoken(report)}"),
         ("took", f"{report.seconds:.1f} s, on {report.device} in {report.dtype}"),
     ]
     out.print(common.facts(*rows))

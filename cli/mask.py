@@ -64,6 +64,7 @@ def apply(
 @click.argument("model", required=False)
 @click.option("--keep", type=int, metavar="N", help="Groups must keep N at most.")
 @click.option("--of", type=int, metavar="M", help="The size of those groups, along the last axis.")
+@common.offline
 @common.shown
 def verify(
     mask: str, model: str | None, keep: int | None, of: int | None,
@@ -73,18 +74,19 @@ def verify(
     from paring.pruning import masking, verifying
 
     verifying.wanted(None, keep, of)
-    found = masking.verify(Path(mask), None if model is None else Path(model), keep=keep, of=of)
+    found = masking.verify(mask, model, keep=keep, of=of)
     return common.show_checks(found, as_json=as_json, quiet=quiet, brief=not verbose)
 
 
 @command.command("stats", context_settings=_HELP)
 @click.argument("mask")
+@common.offline
 @common.shown
 def stats(mask: str, as_json: bool, quiet: bool, verbose: bool, debug: bool) -> None:
     """Say what MASK keeps, by tensor and in all, and its digest."""
     from paring.pruning import masking
 
-    found = masking.stats(Path(mask))
+    found = masking.stats(mask)
     if as_json:
         common.print_json(found)
     elif not quiet:
@@ -102,12 +104,13 @@ def stats(mask: str, as_json: bool, quiet: bool, verbose: bool, debug: bool) -> 
 @command.command("diff", context_settings=_HELP)
 @click.argument("first")
 @click.argument("second")
+@common.offline
 @common.shown
 def diff(first: str, second: str, as_json: bool, quiet: bool, verbose: bool, debug: bool) -> None:
     """Compare two masks: what both keep, what only one keeps, both over either (IoU)."""
     from paring.pruning import masking
 
-    found = masking.diff(Path(first), Path(second))
+    found = masking.diff(first, second)
     if as_json:
         common.print_json(found)
     elif not quiet:
@@ -129,6 +132,7 @@ def _joins(how: Literal["union", "intersect"], what: str) -> None:
     @click.argument("masks", nargs=-1, required=True)
     @_output
     @common.overwrite
+    @common.offline
     @common.shown
     def join(
         masks: tuple[str, ...], output: str, overwrite: bool,
@@ -136,7 +140,7 @@ def _joins(how: Literal["union", "intersect"], what: str) -> None:
     ) -> None:  # fmt: skip
         from paring.pruning import masking
 
-        found = masking.join([Path(mask) for mask in masks], Path(output), how, overwrite=overwrite)
+        found = masking.join(masks, Path(output), how, overwrite=overwrite)
         _tell(found, as_json, quiet)
 
 
@@ -148,6 +152,7 @@ _joins("intersect", "Write what all of MASKS keep.")
 @click.argument("model")
 @_output
 @common.overwrite
+@common.offline
 @common.shown
 def extract(
     model: str, output: str, overwrite: bool, as_json: bool, quiet: bool, verbose: bool, debug: bool
@@ -156,7 +161,7 @@ def extract(
     from paring.pruning import masking
 
     with common.progress(f"reading {Path(model).name}", quiet=quiet, verbose=verbose):
-        found = masking.extract(Path(model), Path(output), overwrite=overwrite)
+        found = masking.extract(model, Path(output), overwrite=overwrite)
     _tell(found, as_json, quiet)
 
 

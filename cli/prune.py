@@ -102,13 +102,13 @@ def command(
     prune model/ --sparsity .5 -o sparse/
     prune model/ --keep 2 --of 4 --method wanda --stats stats.safetensors -o sparse/
     prune model/ --sparsity .5 --refit --stats stats.safetensors -o sparse/
-    prune model/ --sparsity .5 --retrain perp --data corpus.txt -o sparse/
+    prune model/ --sparsity .5 --retrain perp --data corpus.txt --eval-data held-out.txt -o sparse/
     """
     from paring import api
     from paring.pruning import budgets as allotted
     from paring.pruning import sparsity
 
-    click.get_current_context().call_on_close(lambda: common.tell_of_rest(output, ("resume",)))
+    click.get_current_context().call_on_close(lambda: common.tell_of_rest(output, ("retraining", "resume")))
     if pattern is not None:
         if given["keep"] is not None or given["of"] is not None:
             raise click.UsageError("--pattern says what --keep and --of say: give one of them")
@@ -126,6 +126,9 @@ def command(
 
 
 def show(report: Pruning, verbose: bool) -> None:
+    from paring import describing, judging
+    from paring.evaluating import spoken
+
     out = common.console()
     verb = "would be pruned to" if report.dry_run else "pruned to"
     out.print(
@@ -152,7 +155,11 @@ def show(report: Pruning, verbose: bool) -> None:
     else:
         rows.append(("entries", f"{report.elements:,}"))
     if report.retraining is not None:
-        rows.extend(retraining.rows(report.retraining))
+        rows.extend((name, common.short(text)) for name, text in describing.retrained(report.retraining))
+    if report.perplexity is not None:
+        told = " → ".join(f"{value:.4f} {name}" for name, value in judging.stages(report.perplexity))
+        text = f"on {report.perplexity.data}: {spoken(report.perplexity)}"
+        rows += [("perplexity", f"[bold]{told}[/]"), ("", common.short(text))]
     if report.mask:
         rows.append(("mask", common.short(report.mask)))
     out.print(common.facts(*rows))

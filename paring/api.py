@@ -347,6 +347,10 @@ def prune(
     field: str = "text",
     seed: int = 0,
     retrain_options: Mapping[str, Any] | None = None,
+    eval_data: PathLike | None = None,
+    eval_window: int | None = None,
+    eval_stride: int | None = None,
+    eval_samples: int | None = None,
     **options: Any,
 ) -> Pruning:
     """Set the least entries of a checkpoint to zero: ``sparsity`` of them (a decimal, taken as typed), or all
@@ -366,12 +370,17 @@ def prune(
     retrained inside its mask on ``data``, a text file, a folder of them or a data set on the Hub, in windows
     of ``length`` tokens; of lines of JSON the key ``field`` is read. ``output`` is a folder then.
 
+    ``eval_data`` is a text file that is held out: the report and the card tell the perplexity on it of the
+    model as it was, pruned, and retrained, by windows as :func:`evaluate` has them.
+
     A run that was killed is taken up by the same call. Raises OptionError, UnsupportedError, BadFileError,
     BadValueError (NaN, infinity), OutputError.
     """
+    from paring import judging
     from paring.pruning import plan, run
     from paring.pruning import request as asking
 
+    held = judging.held_out(_text(eval_data), eval_window, eval_stride, eval_samples)
     request = asking.Request(
         located(model), method, sparsity, keep, of, scope, allocate, lines, budgets, tuple(include),
         tuple(exclude), tail, _text(stats), None, shard_size, options, refit, outliers, spread,
@@ -383,14 +392,18 @@ def prune(
 
         job = whole.Job(retrain, os.fspath(data), length, field, seed, retrain_options or {})
         return whole.prune_and_retrain(
-            request, output, job, save_mask=save_mask, overwrite=overwrite, dry_run=dry_run, threads=threads,
-            memory=memory, device=device,
+            request, output, job, save_mask=save_mask, held=held, overwrite=overwrite, dry_run=dry_run,
+            threads=threads, memory=memory, device=device,
         )  # fmt: skip
     planned = plan.plan_prune(
         request, output, save_mask=save_mask, overwrite=overwrite, threads=threads, device=device
     )
     with planned.checkpoint:
-        return run.run(planned, dry_run=dry_run, memory=memory)
+        judge = None
+        if held is not None:
+            where = planned.checkpoint.path
+            judge = judging.judge(held, where, planned.output, device=device, threads=threads)
+        return run.run(planned, dry_run=dry_run, memory=memory, judge=judge)
 
 
 @naming
@@ -412,7 +425,7 @@ def apply_mask(
     from paring.pruning import plan, run
     from paring.pruning import request as asking
 
-    request = asking.Request(located(model), mask=os.fspath(mask), shard_size=shard_size)
+    request = asking.Request(located(model), mask=located(mask), shard_size=shard_size)
     planned = plan.plan_prune(request, output, overwrite=overwrite, threads=threads)
     with planned.checkpoint:
         return run.run(planned, dry_run=dry_run, memory=memory)

@@ -11,11 +11,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from paring import evaluating
 from paring.errors import BadFileError, OptionError
 from paring.hub.names import Ref, parse
 from paring.untrusted import read_bounded
+
+if TYPE_CHECKING:
+    from paring.report import Perplexities
 
 Relation = Literal["quantized", "merge", "adapter", "finetune"]
 MAX_CARD = 4_000_000  # bytes of a README.md that is read
@@ -25,7 +29,8 @@ _HEADER = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.S)
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """One measured number: ``value`` of the ``metric`` (``accuracy``) on the ``dataset`` (its id on the Hub,
-    or a name), whose ``split`` and ``config`` may be told, for a ``task`` (``text-classification``).
+    or a name), whose ``split`` and ``config`` may be told, for a ``task`` (``text-classification``);
+    ``name`` may say how it was measured.
     """
 
     task: str
@@ -34,12 +39,14 @@ class Evaluation:
     value: float
     split: str | None = None
     config: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
     """What a card says. ``base`` are repositories; ``facts`` rows of a table, ``tables`` further ones with
-    their heads; ``command`` what to type to make it again, ``loading`` fenced code.
+    their heads; ``results`` measured numbers for the header alone; ``command`` what to type to make it
+    again, ``loading`` fenced code.
     """
 
     title: str
@@ -53,6 +60,7 @@ class Card:
     method: str = ""
     facts: Sequence[tuple[str, str]] = ()
     tables: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]] = ()
+    results: Sequence[Evaluation] = ()
     loading: str = ""
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
@@ -64,6 +72,7 @@ class Card:
             "base_model": list(dict.fromkeys(self.base)),
             "base_model_relation": self.relation if self.base else None,
             "tags": list(dict.fromkeys([*self.tags, "paring"])),
+            "model-index": index(self.title, self.results) if self.results else None,
         }
         return {key: value for key, value in told.items() if value}
 
@@ -145,10 +154,14 @@ def repositories(names: Iterable[object]) -> list[str]:
 
 def evaluations(path: Path) -> list[Evaluation]:
     """Measured evaluations in a JSON file: a list of objects with ``task``, ``dataset``, ``metric``,
-    ``value`` and, if wanted, ``split`` and ``config``. Raises OptionError for anything else.
+    ``value`` and, if wanted, ``split``, ``config`` and ``name``; or what ``paring eval --json`` prints.
+    Raises OptionError for anything else.
     """
     try:
         found = json.loads(read_bounded(path, MAX_CARD, "evaluations"))
+        if isinstance(found, dict) and found.get("command") == "eval":
+            measured = evaluating.Evaluation(**found)
+            return [perplexity_of(measured, measured.perplexity)]
         if not isinstance(found, list):
             raise TypeError("not a list")
         rows = [Evaluation(**row) for row in found]
@@ -166,35 +179,54 @@ def evaluations(path: Path) -> list[Evaluation]:
     return rows
 
 
+def perplexity_of(found: evaluating.Evaluation | Perplexities, value: float) -> Evaluation:
+    """A perplexity as an evaluation, with the windows that it was measured by."""
+    name = f"perplexity ({evaluating.spoken(found)})"
+    return Evaluation("text-generation", found.data, "perplexity", value, name=name)
+
+
 def index(name: str, rows: Sequence[Evaluation]) -> list[dict[str, Any]]:
     """``model-index``: the Hub's form of evaluations."""
     results = []
     for row in rows:
         dataset = {"type": row.dataset, "name": row.dataset, "config": row.config, "split": row.split}
+        metric = {"type": row.metric, "value": row.value, "name": row.name}
         results.append(
             {
                 "task": {"type": row.task},
                 "dataset": {key: value for key, value in dataset.items() if value is not None},
-                "metrics": [{"type": row.metric, "value": row.value}],
+                "metrics": [{key: value for key, value in metric.items() if value is not None}],
             }
         )
     return [{"name": name, "results": results}]
 
 
 def completed(text: str, name: str, rows: Sequence[Evaluation] = (), licence: str | None = None) -> str:
-    """A card with evaluations of the model ``name``, and with a licence where it states none."""
+    """A card with evaluations of the model ``name`` beside those it has, and with a licence where it states
+    none.
+    """
     if not rows and licence is None:
         return text
     header, body = split(text)
     if licence is not None:
         header.setdefault("license", licence)
     if rows:
-        header["model-index"] = index(name, rows)
-        cells = [(row.dataset, row.metric, f"{row.value:g}") for row in rows]
+        made = index(name, rows)
+        made[0]["results"][:0] = [old for old in _results(header) if old not in made[0]["results"]]
+        header["model-index"] = made
+        cells = [(row.dataset, row.name or row.metric, f"{row.value:g}") for row in rows]
         body = (
             body.rstrip("\n") + "\n\n## Evaluation\n\n" + _table(("dataset", "metric", "value"), cells) + "\n"
         )
     return joined(header, body)
+
+
+def _results(header: Mapping[str, Any]) -> list[Any]:
+    """The evaluations in a header, where it has sound ones."""
+    entries = header.get("model-index")
+    first = entries[0] if isinstance(entries, list) and entries else None
+    found = first.get("results") if isinstance(first, dict) else None
+    return found if isinstance(found, list) else []
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

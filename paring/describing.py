@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paring import card, registry
+from paring import card, judging, registry
 from paring.card import Card
 from paring.checkpoint import open_checkpoint
 from paring.errors import BadFileError, OptionError, UnsupportedError
@@ -19,11 +19,13 @@ from paring.snippets import config_in, library_of, loading_code
 from paring.untrusted import parse_json
 
 if TYPE_CHECKING:
-    from paring.report import Inspection, ModuleReport
+    from paring.report import Inspection, ModuleReport, Perplexities, Retraining
 
 _ROWS = 8  # modules on a card: those that lost most
 #: what was done, by command
-_PAST = {"prune": "Pruned", "shrink": "Shrunk"}
+_PAST = {"prune": "Pruned", "retrain": "Pruned and retrained", "shrink": "Shrunk"}
+#: how that is tagged
+_TAGS = {"prune": ["prune"], "retrain": ["prune", "retrained"], "shrink": ["shrink", "pruning"]}
 #: what a packed file tells of itself -> digits behind the point
 _FIGURES = (("ratio", 1), ("error", 4))
 
@@ -90,12 +92,16 @@ def extracted(
 
 
 def pared(
-    recipe: Mapping[str, Any], place: Path, facts: Sequence[tuple[str, str]], donor: Path | None = None
-) -> str:
-    """The card of a model that was pruned or shrunk, in ``place``, a folder or one file; ``donor`` is the
-    folder of the model that it was, whose card states a licence.
+    recipe: Mapping[str, Any], place: Path, facts: Sequence[tuple[str, str]], donor: Path | None = None,
+    found: Perplexities | None = None,
+) -> str:  # fmt: skip
+    """The card of a model that was pruned, retrained or shrunk, in ``place``, a folder or one file; ``donor``
+    is the folder of the model that it was, whose card states a licence; ``found`` what all that did to it.
     """
-    command, model = str(recipe.get("command")), str(recipe.get("model"))
+    command, before = str(recipe.get("command")), recipe.get("pruning") or recipe
+    model = next(str(before[key]) for key in ("model", "dense", "pruned") if before.get(key))
+    steps = [before, *([recipe] if before is not recipe else [])]
+    methods = [_method("prune", step["method"]) for step in steps if "method" in step and "mask" not in step]
     return card.render(
         Card(
             title=_short(model),
@@ -103,15 +109,40 @@ def pared(
             base=card.repositories([model]),
             relation="finetune",
             library=library_of(place),
-            tags=[command, *(["pruning"] if command != "prune" else [])],
+            tags=_TAGS[command],
             license=card.common_license([donor]) if donor is not None else None,
             command=command_of(recipe, "OUT"),
-            method=_method("prune", recipe["method"]) if "method" in recipe and "mask" not in recipe else "",
+            method="\n\n".join(methods),
             facts=facts,
-            loading=loading_code(library_of(place), None, config_in(place)),
+            tables=[] if found is None else [judging.table(found)],
+            results=[] if found is None else judging.measured(found),
+            loading=loading_code(
+                library_of(place), None, config_in(place), adapter=(place / "adapter").is_dir()
+            ),
             recipe=recipe,
         )
     )
+
+
+def retrained(report: Retraining) -> list[tuple[str, str]]:
+    """What retraining did, in rows of names and what they are."""
+    recipe = report.recipe or {}
+    text = f"{report.method} on {report.tokens or 0:,} tokens of {Path(str(recipe.get('data'))).name}"
+    found = [("retraining", f"{text}, on {report.device}")]
+    for name, count, how in (
+        ("trained", report.trained, ""), ("reconstructed", report.reconstructed, " block by block")
+    ):  # fmt: skip
+        if count is not None:
+            share = f"{count / (report.parameters or 1):.2%}"
+            found.append((name, f"{count:,} of {report.parameters or 0:,} parameters{how}, {share}"))
+    if report.losses:
+        found.append(("loss", f"{report.losses[0]:.4f} at first, {report.losses[-1]:.4f} at last"))
+    if errors := report.block_errors:
+        before, after = (sum(each) / len(errors) for each in zip(*errors, strict=True))
+        told = f"relative error {before:.4f} before, {after:.4f} after, on average"
+        found.append(("blocks", told))
+    found.append(("as written", f"{report.sparsity or 0:.2%} zeros in the pruned tensors, read back"))
+    return found
 
 
 def of_file(path: Path, repo: str) -> str:

@@ -1,4 +1,8 @@
-"""Devices: ``cpu`` and ``cuda``, others are refused by name; and how much memory there is."""
+"""Devices: ``cpu`` and ``cuda``, others are refused by name; and how much memory there is.
+
+What ``auto`` is depends on the work alone: :func:`pick` is for what reads tensors and writes them,
+:func:`to_run` for everything that runs a model.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,17 @@ def pick(device: str) -> str:
     if not torch.cuda.is_available():
         raise UnsupportedError(f"--device {device}: this machine has no CUDA device that torch can use")
     return device
+
+
+def to_run(device: str) -> str:
+    """The device to run a model on, to train, calibrate or evaluate it: as :func:`pick`, but ``auto`` is CUDA
+    where torch can use one. Raises as :func:`pick` does.
+    """
+    if device == "auto":
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return pick(device)
 
 
 def free_memory() -> int:

@@ -5,16 +5,30 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from paring.devices import pick
+from paring.devices import to_run
 from paring.errors import BadValueError, OptionError
-from paring.language import Text, begins, folder_of, load_model, read_text, spread, torch_threads, window_of
-from paring.report import Jsonable
+from paring.language import (
+    Text,
+    begins,
+    config_of,
+    folder_of,
+    load_model,
+    read_text,
+    refuse_dtype,
+    spread,
+    torch_threads,
+    window_of,
+)
+from paring.report import Jsonable, Perplexities, PerplexityReport
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +48,7 @@ class Evaluation(Jsonable):
     data: str
     perplexity: float
     nll: float
-    nll_error: float | None
+    nll_error: float | None = None
     nlls: list[float]
     windows: int
     window: int
@@ -43,6 +57,31 @@ class Evaluation(Jsonable):
     dtype: str
     device: str
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """A text to measure perplexity on, and the windows as asked for: None is what :func:`evaluate` says."""
+
+    data: str | os.PathLike[str]
+    window: int | None = None
+    stride: int | None = None
+    samples: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A text, and where its windows are: ``(begin, stop, scored)`` each."""
+
+    text: Text
+    places: Sequence[tuple[int, int, int]]
+    window: int
+    stride: int
+
+    @property
+    def scored(self) -> int:
+        """How many tokens are predicted."""
+        return sum(scored for _, _, scored in self.places)
 
 
 def evaluate(
@@ -67,22 +106,51 @@ def evaluate(
     Raises OptionError, UnsupportedError, BadFileError, BadValueError for a model that predicts NaN.
     """
     begun = time.perf_counter()
-    device = pick(device)
+    device = to_run(device)
     home = folder_of(model)
-    text = read_text(data, home)
+    reading = read(home, HeldOut(data, window, stride, samples), dtype)
     with torch_threads(threads):
-        loaded = load_model(home, dtype=dtype, device=device, causal=True)
-        length = window_of(window, loaded.config)
-        step = length if stride is None else stride
-        places = windows(text, length, step, samples)
-        sums, counts = np.array([_score(loaded, text, *place, device) for place in places]).T
-    nll = float(sums.sum() / counts.sum())
+        nll, error, nlls = _nlls(load_model(home, dtype=dtype, device=device, causal=True), reading, device)
     return Evaluation(
-        inputs=[os.fspath(model)], data=text.name, perplexity=_exp(nll), nll=nll,
-        nll_error=standard_error(sums / counts) if len(places) > 1 else None, nlls=(sums / counts).tolist(),
-        windows=len(places), window=length, stride=step, scored=int(counts.sum()), dtype=dtype, device=device,
-        seconds=time.perf_counter() - begun,
+        inputs=[os.fspath(model)], data=reading.text.name, perplexity=_exp(nll), nll=nll, nll_error=error,
+        nlls=nlls, windows=len(reading.places), window=reading.window, stride=reading.stride,
+        scored=reading.scored, dtype=dtype, device=device, seconds=time.perf_counter() - begun,
     )  # fmt: skip
+
+
+def read(home: Path, asked: HeldOut, dtype: str = "fp32") -> Reading:
+    """The text that is asked for, as the model in the folder ``home`` reads it; no weights are loaded.
+
+    Raises OptionError, UnsupportedError, BadFileError.
+    """
+    refuse_dtype(dtype)
+    length = window_of(asked.window, config_of(home, causal=True))
+    step = length if asked.stride is None else asked.stride
+    text = read_text(asked.data, home)
+    return Reading(text, windows(text, length, step, asked.samples), length, step)
+
+
+def perplexity(home: Path, reading: Reading, dtype: str, device: str) -> PerplexityReport:
+    """The perplexity of the model in the folder ``home`` on a text, with the PEFT adapter that is in
+    ``home/adapter``, if any. Raises as :func:`evaluate` does.
+    """
+    model: nn.Module = load_model(home, dtype=dtype, device=device, causal=True)
+    if (home / "adapter").is_dir():
+        from peft import PeftModel
+
+        with warnings.catch_warnings():  # of what one library thinks of the other
+            warnings.simplefilter("ignore", FutureWarning)
+            model = PeftModel.from_pretrained(model, home / "adapter").eval()
+    nll, error, _ = _nlls(model, reading, device)
+    return PerplexityReport(_exp(nll), nll, error)
+
+
+def spoken(found: Evaluation | Perplexities) -> str:
+    """By which windows a text was read, in words."""
+    return (
+        f"{found.windows:,} windows of {found.window:,} tokens, one every {found.stride:,}; "
+        f"{found.scored:,} tokens predicted"
+    )
 
 
 def windows(text: Text, length: int, stride: int, samples: int | None) -> list[tuple[int, int, int]]:
@@ -101,6 +169,14 @@ def windows(text: Text, length: int, stride: int, samples: int | None) -> list[t
 def standard_error(values: F64) -> float:
     """Of the mean of ``values (n,)``, n at least 2, taken as independent."""
     return float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def _nlls(model: nn.Module, reading: Reading, device: str) -> tuple[float, float | None, list[float]]:
+    """The mean negative log likelihood of all tokens, its standard error, and the means of the windows."""
+    found = [_score(model, reading.text, *place, device) for place in reading.places]
+    sums, counts = np.array(found).T
+    error = standard_error(sums / counts) if len(found) > 1 else None
+    return float(sums.sum() / counts.sum()), error, (sums / counts).tolist()
 
 
 def _score(

@@ -44,32 +44,25 @@ def folder_of(model: str | os.PathLike[str]) -> Path:
     return home
 
 
+def config_of(home: Path, *, causal: bool = False) -> Any:
+    """The configuration of the model in the folder ``home``, of which transformers has the class. Raises as
+    :func:`load_model` does for classes; no weights are read."""
+    with _transformers() as transformers:
+        return _class_in(home, transformers, causal)[0]
+
+
 def load_model(home: Path, *, dtype: str = "fp32", device: str = "cpu", causal: bool = False) -> nn.Module:
     """The model in the folder ``home``, through the class that its config names, ready to evaluate.
 
     ``dtype`` (fp32, bf16, fp16) is what it computes in. No code that comes with a model is run. Raises
     UnsupportedError for classes that transformers lacks, that lack weights in the file, or, where ``causal``
     is asked for, that do not predict the next token; BadFileError for files it cannot load."""
-    if dtype not in DTYPES:
-        raise OptionError(f"--dtype {dtype}: expected {', '.join(DTYPES)}")
+    refuse_dtype(dtype)
     import torch
 
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     with _transformers() as transformers:
-        try:
-            config = transformers.AutoConfig.from_pretrained(home, local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadFileError(f"{home}: transformers cannot read its config.json: {_first(error)}") from None
-        name = (getattr(config, "architectures", None) or [""])[0]
-        kind: Any = getattr(transformers, name, None) if name else None
-        if kind is None:
-            raise UnsupportedError(f"{home}: its class is {name or 'not named'}, which transformers lacks")
-        if getattr(config, "is_encoder_decoder", False):
-            raise UnsupportedError(
-                f"{home}: {name} has an encoder and a decoder; one stack of blocks is needed"
-            )
-        if causal and not name.endswith(("CausalLM", "LMHeadModel")):
-            raise UnsupportedError(f"{home}: {name} does not predict the next token, so it has no perplexity")
+        _, kind = _class_in(home, transformers, causal)
         with open_checkpoint(home) as checkpoint:
             checkpoint.fetch()
         try:
@@ -80,11 +73,34 @@ def load_model(home: Path, *, dtype: str = "fp32", device: str = "cpu", causal: 
             raise BadFileError(f"{home}: transformers cannot load it: {_first(error)}") from None
     if missing := sorted(info["missing_keys"]):
         raise UnsupportedError(
-            f"{home}: the file lacks {missing[0]}, which {name} needs: weights would be random"
+            f"{home}: the file lacks {missing[0]}, which {kind.__name__} needs: weights would be random"
         )
     loaded: nn.Module = model.eval().requires_grad_(False).to(device)
     loaded.config.use_cache = False  # type: ignore[union-attr]
     return loaded
+
+
+def refuse_dtype(dtype: str) -> None:
+    """Raise OptionError for what no model is computed in."""
+    if dtype not in DTYPES:
+        raise OptionError(f"--dtype {dtype}: expected {', '.join(DTYPES)}")
+
+
+def _class_in(home: Path, transformers: Any, causal: bool) -> tuple[Any, Any]:
+    """The configuration in a folder, and the class that it names."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(home, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadFileError(f"{home}: transformers cannot read its config.json: {_first(error)}") from None
+    name = (getattr(config, "architectures", None) or [""])[0]
+    kind: Any = getattr(transformers, name, None) if name else None
+    if kind is None:
+        raise UnsupportedError(f"{home}: its class is {name or 'not named'}, which transformers lacks")
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedError(f"{home}: {name} has an encoder and a decoder; one stack of blocks is needed")
+    if causal and not name.endswith(("CausalLM", "LMHeadModel")):
+        raise UnsupportedError(f"{home}: {name} does not predict the next token, so it has no perplexity")
+    return config, kind
 
 
 def read_text(path: str | os.PathLike[str], home: Path) -> Text:

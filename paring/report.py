@@ -190,11 +190,42 @@ class Retraining(Report):
     pruned: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class PerplexityReport:
+    """A perplexity; ``nll`` is its logarithm, the mean over tokens in nats, ``nll_error`` the standard error
+    of that over windows, None for one window.
+    """
+
+    perplexity: float
+    nll: float
+    nll_error: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Perplexities:
+    """What pruning and retraining did to the perplexity on a held-out text, ``data`` with the digest
+    ``sha256``: all on the same ``windows`` of ``window`` tokens, one every ``stride``, in which ``scored``
+    tokens were predicted. ``dense`` is the model as it was given.
+    """
+
+    data: str
+    sha256: str
+    windows: int
+    window: int
+    stride: int
+    scored: int
+    dtype: str
+    device: str
+    dense: PerplexityReport
+    pruned: PerplexityReport
+    retrained: PerplexityReport | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pruning(Report):
     """What ``prune`` made. Counts are over the tensors that were pruned: their ``elements``, how many were
     zero before and are ``zeros`` now, how many the mask keeps. ``pattern`` says what groups keep,
-    ``retraining`` what was done after that.
+    ``retraining`` what was done after that, ``perplexity`` what all that did on a held-out text.
     """
 
     elements: int
@@ -205,6 +236,7 @@ class Pruning(Report):
     pattern: str | None = None
     mask: str | None = None
     retraining: Retraining | None = None
+    perplexity: Perplexities | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,8 @@ def _repeat(opened: Checkpoint, made: Path, output: Path, how: How, device: str)
         return str(recipe.get("paring", "")), _shrink(recipe, made, output, how)
     if recipe.get("command") == "prune":
         return str(recipe.get("paring", "")), _prune(recipe, made, output, how, device)
+    if recipe.get("command") == "retrain":
+        return str(recipe.get("paring", "")), _retrain(recipe, made, output, how, device)
     if recipe.get("command") != "merge":
         raise UnsupportedError(f"{made} was made by {recipe.get('command')}, which cannot be repeated")
     request = request_of(recipe, str(made))
@@ -124,6 +126,24 @@ def _prune(recipe: Mapping[str, Any], made: Path, output: Path, how: How, device
     )
     with planned.checkpoint:
         return pruned.run(planned, dry_run=how.dry_run, memory=how.memory)
+
+
+def _retrain(recipe: Mapping[str, Any], made: Path, output: Path, how: How, device: str) -> Report:
+    """A model that was pruned and retrained; with as many threads, and on the CPU if it was that."""
+    from paring.retraining import stored as retrained
+    from paring.retraining import text, whole
+
+    found = retrained.made_of(recipe, str(made))
+    places = {name: str(_find(made, [Path(name)], name)) for name in inputs_to_prune(found.request)}
+    data = found.job.data
+    here = any((home / data).exists() for home in _homes(made))
+    places[data] = str(_find(made, [Path(data)], data)) if here or not text.on_hub(data) else data
+    threads, device = found.threads(how.threads), found.device(device)
+    report = whole.prune_and_retrain(
+        found.request, output, found.job, places=places, expected=found.sha256, overwrite=how.overwrite,
+        dry_run=how.dry_run, threads=threads, memory=how.memory, device=device,
+    )  # fmt: skip
+    return replace(report, warnings=[*report.warnings, *found.warnings(made, device, threads)])
 
 
 def _compress(opened: Packed, made: Path, output: Path, how: How, source: Path | None, device: str) -> Report:
@@ -168,9 +188,14 @@ def _delta(path: Path, made: Path, output: Path, how: How, asked: Sequence[Any],
     )  # fmt: skip
 
 
+def _homes(made: Path) -> tuple[Path, Path]:
+    """Where inputs are looked for, in order."""
+    return Path(), made.absolute().parent
+
+
 def _find(made: Path, candidates: Sequence[Path], name: str) -> Path:
     """The first that is there, from the current folder or from that of ``made``."""
-    homes = (Path(), made.absolute().parent)
+    homes = _homes(made)
     for home in homes:
         for candidate in candidates:
             if (home / candidate).exists():
@@ -186,17 +211,25 @@ def _find(made: Path, candidates: Sequence[Path], name: str) -> Path:
 def _difference(before: Checkpoint, output: Path) -> str | None:
     """What sets the new files apart from the old ones; None when all bytes are the same."""
     with open_source(output) as after:
-        old, new = (
-            whole.container.files if isinstance(whole, Packed) else whole.files for whole in (before, after)
-        )
+        old, new = (_tensor_files(whole) for whole in (before, after))
         if len(old) == len(new) and all(_same(a, b) for a, b in zip(old, new, strict=True)):
             return None
-        if before.digest() == after.digest():
+        beside = [[file.read_bytes() for file in _adapter(whole)] for whole in (before, after)]
+        if before.digest() == after.digest() and beside[0] == beside[1]:
             return f"{output} has the same tensors as {before.path}, in other files or beside other metadata"
         return (
             f"{output} differs from {before.path}: an input has changed since, or the version, "
             "the device or, for rules that decompose matrices, the number of BLAS threads"
         )
+
+
+def _tensor_files(whole: Checkpoint) -> list[Path]:
+    return [*(whole.container.files if isinstance(whole, Packed) else whole.files), *_adapter(whole)]
+
+
+def _adapter(whole: Checkpoint) -> list[Path]:
+    """The files of an adapter that retraining left beside a model."""
+    return sorted((whole.path / "adapter").glob("*.safetensors"))
 
 
 def _same(a: Path, b: Path) -> bool:

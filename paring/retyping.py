@@ -14,6 +14,8 @@ _PLACED = (
 )  # fmt: skip
 #: keys of a merge that no command line can say: the recipe must
 _ONLY_RECIPE = ("stages", "patterns", "layers", "tail")
+#: what retraining takes beside the options of its recipe
+_RETRAINING = ("data", "field", "length", "seed")
 #: what goes without saying
 _DEFAULTS = {
     "scale": 1.0, "carried": "refuse", "carry": "lossless", "others": "report", "missing": "refuse",
@@ -22,7 +24,13 @@ _DEFAULTS = {
 
 
 def command_of(recipe: Mapping[str, Any], output: str) -> str | None:
-    """What to type to make a result again; None where only its recipe can say it."""
+    """What to type to make a result again; None where only its recipe can say it, or only Python."""
+    words = _words(recipe)
+    return None if words is None else shlex.join([*words, "-o", output])
+
+
+def _words(recipe: Mapping[str, Any]) -> list[str] | None:
+    """They but for the output."""
     spread = any(isinstance(weight, list | tuple) for weight in recipe.get("weights") or ())
     told = str(recipe.get("command"))
     if spread or (told == "merge" and any(recipe.get(key) for key in _ONLY_RECIPE)):
@@ -30,17 +38,25 @@ def command_of(recipe: Mapping[str, Any], output: str) -> str | None:
     if told == "prune" and recipe.get("mask"):  # which another command has made
         size = recipe.get("shard_size", SHARD_BYTES)
         more = [] if size == SHARD_BYTES else _option("--shard-size", size)
-        words = ["paring", "mask", "apply", str(recipe["mask"]), str(recipe["model"])]
-        return shlex.join([*words, *more, "-o", output])
+        return ["paring", "mask", "apply", str(recipe["mask"]), str(recipe["model"]), *more]
+    if told == "retrain":
+        pruning = recipe.get("pruning")
+        before = _words(pruning) if isinstance(pruning, dict) else None
+        mine = {"retrain": recipe.get("method"), **{key: recipe.get(key) for key in _RETRAINING}}
+        return None if before is None else [*before, *_options({**mine, **(recipe.get("options") or {})})]
     words = [told] if told in ("compress", "merge", "prune") else ["paring", told]
     inputs = [recipe.get(key) for key in ("source", "tuned", "model")]
     words += recipe.get("models") or recipe.get("sources") or [name for name in inputs if name] or ["SOURCE"]
     if recipe.get("method"):
         words += ["--method", str(recipe["method"])]
-    for key, value in {**recipe, **(recipe.get("options") or {})}.items():
-        if key not in _PLACED and value is not None and value != _DEFAULTS.get(key):
-            words += _option("--" + key.replace("_", "-"), value)
-    return shlex.join([*map(str, words), "-o", output])
+    words += _options({**recipe, **(recipe.get("options") or {})})
+    return [str(word) for word in words]
+
+
+def _options(given: Mapping[str, Any]) -> list[str]:
+    """Those that have to be said."""
+    said = {k: v for k, v in given.items() if k not in _PLACED and v is not None and v != _DEFAULTS.get(k)}
+    return [word for key, value in said.items() for word in _option("--" + key.replace("_", "-"), value)]
 
 
 def _option(flag: str, value: Any) -> list[str]:

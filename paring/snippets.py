@@ -33,8 +33,10 @@ def config_in(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def loading_code(library: str | None, base: str | None, config: Mapping[str, Any] | None) -> str:
-    """Code that loads a result."""
+def loading_code(
+    library: str | None, base: str | None, config: Mapping[str, Any] | None, *, adapter: bool = False
+) -> str:
+    """Code that loads a result, and the ``adapter`` that lies in its folder of that name."""
     if library == "peft":
         lines = [
             "from peft import PeftModel", "from transformers import AutoModel", "",
@@ -50,6 +52,9 @@ def loading_code(library: str | None, base: str | None, config: Mapping[str, Any
         told = " ".join(map(str, (config or {}).get("architectures") or ()))
         kind = next((auto for ending, auto in _AUTO if ending in told), "AutoModel")
         lines = [f"from transformers import {kind}", "", f'model = {kind}.from_pretrained("{HERE}")']
+        if adapter:
+            lines.insert(0, "from peft import PeftModel")
+            lines.append(f'model = PeftModel.from_pretrained(model, "{HERE}", subfolder="adapter")')
     else:
         return ""
     return "```python\n" + "\n".join(lines) + "\n```"

@@ -18,7 +18,9 @@ The published ``tau`` (1e-4) is not free of scale: on weights of standard deviat
 have them, it leaves nearly every mask soft. The default is therefore relative, ``tau = .05 t^2``.
 
 ``--retrain pdp`` is that loop on text, from the dense weights, with the counts by tensor that the pruning
-method has found; only the choice of which weights go, and their values, are learned anew.
+method has found; only the choice of which weights go, and their values, are learned anew. Its warm-up is a
+share of the steps: the automatic one (``attach(..., warmup=None)``) waits for an accuracy that a network
+trained from nothing comes to, and a model that is trained already has it, or never will.
 
 Cost: as full training, and two selections of an order statistic a layer and step. When not to use it:
 where there is little text or memory; ``--retrain perp --reconstruct N --relax`` needs less of both.

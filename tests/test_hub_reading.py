@@ -14,6 +14,7 @@ from paring.checkpoint import open_checkpoint, write_safetensors
 from paring.dtypes import from_f32
 from paring.errors import BadFileError, OptionError, OutputError, UnsupportedError
 from paring.hub.reading import located, pinned
+from paring.pruning import masking
 from tests.hub_server import HubServer
 from tests.hubbing import ADAPTERS, paring, put, weights_read
 from tests.merging import arrays, put_model
@@ -189,7 +190,8 @@ def test_offline_takes_what_was_downloaded(hub: HubServer, models: list[str], tm
 
 @pytest.mark.parametrize("command", [
     ("mask", "apply", "{mask}", "lab/a", "-o", "{out}"), ("eval", "lab/a", "--data", "{mask}"),
-    ("calibrate", "lab/a", "--data", "{mask}", "-o", "{out}"),
+    ("calibrate", "lab/a", "--data", "{mask}", "-o", "{out}"), ("mask", "verify", "{mask}", "lab/a"),
+    ("mask", "extract", "lab/a", "-o", "{out}"), ("mask", "stats", "lab/masks:m.safetensors"),
 ])  # fmt: skip
 def test_commands_of_pruning_go_offline(
     hub: HubServer, models: list[str], tmp_path: Path, command: tuple[str, ...]
@@ -200,6 +202,36 @@ def test_commands_of_pruning_go_offline(
     done = paring(*(word.format(**places) for word in command), "--offline", HF_HOME=str(tmp_path / "none"))
     assert done.returncode == 1 and "was not downloaded before" in done.stderr, done.stderr
     assert len(hub.log) == before and not places["out"].exists()
+
+
+def test_masks_and_their_models_are_taken_from_the_hub(
+    hub: HubServer, models: list[str], tmp_path: Path
+) -> None:
+    pruned, mask = tmp_path / "pruned", tmp_path / "masks" / "m.safetensors"
+    mask.parent.mkdir()
+    api.prune("lab/a", pruned, sparsity=".5", include=["*"], save_mask=mask)
+    put(hub, "lab/sparse", pruned)
+    put(hub, "lab/masks", mask.parent)
+    away, told = "lab/masks:m.safetensors", f"lab/sparse@{_commit(hub, 'lab/sparse')}"
+    done = paring("mask", "extract", "lab/sparse", "-o", tmp_path / "found.safetensors", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["inputs"] == [told] and found["digest"] == masking.stats(mask).digest
+    assert paring("mask", "verify", away, "lab/sparse").returncode == 0
+    wrong = paring("mask", "verify", mask, "lab/b", "--json")
+    assert wrong.returncode == 1 and "is zero where it is masked: " in wrong.stdout
+    assert json.loads(wrong.stdout)["inputs"][1] == f"lab/b@{_commit(hub, 'lab/b')}"
+    assert (
+        json.loads(paring("mask", "stats", away, "--offline", "--json").stdout)["digest"] == found["digest"]
+    )
+    assert json.loads(paring("mask", "diff", mask, away, "--json").stdout)["iou"] == 1
+    assert paring("mask", "union", mask, away, "-o", tmp_path / "union.safetensors").returncode == 0
+    api.apply_mask(away, "lab/b", tmp_path / "applied")
+    assert masking.verify(mask, tmp_path / "applied").ok
+    shutil.rmtree(mask.parent)
+    assert api.rerun(tmp_path / "applied", tmp_path / "again").same
+    none = paring("mask", "extract", "lab/none", "-o", tmp_path / "none.safetensors")
+    assert none.returncode == 1 and "lab/none" in none.stderr and not (tmp_path / "none.safetensors").exists()
 
 
 def test_a_file_that_is_not_what_its_header_said(hub: HubServer, tmp_path: Path) -> None:

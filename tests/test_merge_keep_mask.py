@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from paring import adapters
-from paring.api import merge, merge_recipe, rerun
+from paring.api import merge, merge_recipe, prune, rerun
 from paring.checkpoint import open_checkpoint
 from paring.cli import paring
 from paring.dtypes import Stored, from_f32
@@ -16,9 +16,11 @@ from paring.errors import BadValueError, OptionError, UnsupportedError
 from paring.factors import read_factors
 from paring.merging import keeping
 from paring.packed import open_source
+from paring.pruning import masking
 from tests.helpers import names, put_adapter
 from tests.make_golden import LORA, ia3
 from tests.merging import put_model
+from tests.prunable import kept
 from tests.test_codec_sparse import two_of_four
 
 SHAPES = {"model.layers.0.q_proj.weight": (24, 40), "model.layers.1.down.weight": (40, 64)}
@@ -178,6 +180,30 @@ def test_figures_survive_a_run_that_was_stopped(tmp_path, monkeypatch):
     assert {n: t.tobytes() for n, t in read(tmp_path / "out").items()} == {
         n: t.tobytes() for n, t in read(tmp_path / "whole").items()
     }
+
+
+@pytest.mark.parametrize("keep", ["mask", "scale"])
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+def test_with_a_mask_beside(tmp_path, keep, dtype):
+    """Both hold, and what either discards is counted."""
+    base, lora = sparse_base(tmp_path / "base", dtype), adapter(tmp_path / "a", ones=keep == "scale")
+    mask = tmp_path / "mask.safetensors"
+    prune(base, tmp_path / "pruned", sparsity=".8", include=["*proj*", "*down*"], save_mask=mask)
+    alone = merge([lora], tmp_path / "alone", into=base, keep_mask=keep)
+    report = merge([lora], tmp_path / "out", into=base, keep_mask=keep, mask=mask)
+    before, without, after, stays = read(base), read(tmp_path / "alone"), read(tmp_path / "out"), kept(mask)
+    for name, update in updates(lora, scaled=keep == "mask").items():
+        expected = np.where(stays[name], without[name].f32(), 0)
+        np.testing.assert_array_equal(after[name].f32(), expected)
+        W = before[name].f32()
+        D = update.astype(float) if keep == "mask" else W * (update - 1.0)
+        lost = (W == 0) | ~stays[name]
+        (row,) = (row for row in report.kept if row.name == name)
+        assert row.sparsity == lost.mean() > 0.75
+        assert row.discarded == pytest.approx(((D[lost] ** 2).sum() / (D**2).sum()) ** 0.5, rel=1e-4)
+        assert row.updates == np.count_nonzero(D[~lost])
+    assert report.discarded > alone.discarded and masking.verify(mask, tmp_path / "out").ok
+    assert rerun(tmp_path / "out", tmp_path / "again").same
 
 
 def test_recipes_and_rerun(tmp_path):

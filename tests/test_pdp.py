@@ -117,6 +117,22 @@ def test_one_ranking_gives_every_layer_its_own_target():
     assert {name: mask.drop for name, mask in pdp.masks.items()} == expected
 
 
+def test_the_automatic_warm_up_waits_for_five_epochs_above_half_of_the_bound():
+    pdp = attach(net(), sparsity=0.5, warmup=None, rate=0.5, bound=80.0)
+    accuracies = [None, 41, 60, 60, 60, 40, 41, 41, 41, 41, 41, 10, 10]  # 40 is not above half of 80
+    shares = []
+    for epoch, accuracy in enumerate(accuracies):
+        pdp.epoch(epoch, accuracy)
+        shares.append(sum(mask.drop for mask in pdp.masks.values()) / (0.5 * (12 * 16 + 16 * 8)))
+    assert shares == pytest.approx([0.0] * 10 + [0.5, 1.0, 1.0], abs=0.01)
+    late = attach(net(), sparsity=0.5, warmup=None)
+    late.epoch(0)
+    with pytest.raises(OptionError, match="needs the held-out accuracy"):
+        late.epoch(1)
+    with pytest.raises(OptionError, match="a bound above 0"):
+        attach(net(), sparsity=0.5, warmup=None, bound=0)
+
+
 @pytest.mark.parametrize("sparsity", [".29", 0.5, 0.9])
 def test_hardening_is_exact_with_massive_ties(sparsity):
     model = net()

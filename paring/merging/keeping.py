@@ -54,12 +54,15 @@ def tally_of(noted: Any) -> Tally:
     return Tally(*noted) if isinstance(noted, list) else Tally(noted)
 
 
-def applied(keep: str, merged: F32, base: F32) -> tuple[F32, F32, Tally]:
+def applied(
+    keep: str, merged: F32, base: F32, stays: npt.NDArray[np.bool_] | None = None
+) -> tuple[F32, F32, Tally]:
     """The new values ``(k,)`` of a chunk, by how much they differ from ``base (k,)``, and what that costs.
 
     ``merged`` is the update, or with ``scale`` the factor of every entry. fp32; squared norms in fp64.
+    ``stays`` is what ``--mask`` keeps: what it does not counts as zero, and takes no update either.
     """
-    zero = base == 0
+    zero = base == 0 if stays is None else (base == 0) | ~stays
     zeros = int(np.count_nonzero(zero))
     if keep == "mask":
         wide = merged.astype(np.float64)
@@ -68,9 +71,11 @@ def applied(keep: str, merged: F32, base: F32) -> tuple[F32, F32, Tally]:
         values = np.where(zero, base, base + update)
     else:
         with np.errstate(over="ignore", invalid="ignore"):
+            whole = np.where(base == 0, np.float32(0), base * merged - base)
+            squares = whole.astype(np.float64) ** 2
+            energy, discarded = float(squares.sum()), float(squares[zero].sum())
             values = np.where(zero, base, base * merged)
-            update = values - base
-            energy, discarded = float((update.astype(np.float64) ** 2).sum()), 0.0
+            update = np.where(zero, np.float32(0), whole)
     return values, update, Tally(0, int(np.count_nonzero(update)), zeros, discarded, energy)
 
 

@@ -95,11 +95,18 @@ class Writer:
         if keep is None:
             values = merged + chunk.base
         else:
-            values, merged, tally = applied(keep, merged, chunk.base)
+            values, merged, tally = applied(keep, merged, chunk.base, self._stays(target, chunk))
         self._narrow(values, target, out)
         if out.dtype != chunk.base_bits.dtype or (keep is None and itemsize(target.dtype) > 2):
             return tally
         return tally + Tally(elementwise.unmoved(merged, chunk.base_bits, out))
+
+    def _stays(self, target: Target, chunk: Chunk) -> npt.NDArray[np.bool_] | None:
+        """What ``--mask`` keeps of a chunk; None where it says nothing of the tensor."""
+        mask, start = self._plan.mask, chunk.place.start
+        if mask is None or target.name not in mask.shapes:
+            return None
+        return mask.read(target.name, start, start + chunk.vectors.shape[1])
 
     def _narrow(self, values: merging.F32, target: Target, out: npt.NDArray[Any]) -> None:
         if not elementwise.narrow(values, target.dtype, out):

@@ -16,7 +16,7 @@ import numpy as np
 import paring
 from paring import atomic
 from paring.checkpoint import Checkpoint, open_checkpoint
-from paring.devices import pick
+from paring.devices import to_run
 from paring.dtypes import from_f32
 from paring.errors import OptionError, UnsupportedError
 from paring.language import (
@@ -120,7 +120,7 @@ def calibrate(
 ) -> Calibration:
     """:func:`paring.api.calibrate`; ``how`` blocks are pruned makes it sequential."""
     begun = time.perf_counter()
-    device = pick(device)
+    device = to_run(device)
     target = Path(output)
     home = folder_of(model)
     with open_checkpoint(home) as checkpoint:

@@ -1,4 +1,7 @@
-"""What is done with masks: checked against models, compared, joined, counted, made of zeros."""
+"""What is done with masks: checked against models, compared, joined, counted, made of zeros.
+
+Masks and models are paths, or names on the Hub.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,9 @@ from paring import atomic
 from paring.checkpoint import write_safetensors
 from paring.dtypes import Stored, numel
 from paring.errors import BadFileError, OptionError
+from paring.hub.names import PathLike
+from paring.hub.reading import located
+from paring.hub.verbs import naming
 from paring.merging.models import SPAN
 from paring.plan import thread_count
 from paring.pruning import masks
@@ -100,15 +106,17 @@ def _bits(mask: MaskFile, name: str) -> Iterator[tuple[int, Bools]]:
         yield start, mask.read(name, start, min(start + SPAN, n))
 
 
-def stats(path: Path) -> MaskStats:
+@naming
+def stats(path: PathLike) -> MaskStats:
     """Count what a mask keeps. Raises BadFileError."""
+    path = located(path)
     mask = open_mask(path)
     tensors = [_counted(mask, name) for name in sorted(mask.shapes)]
     mask.close()
     elements, kept = sum(numel(t.shape) for t in tensors), sum(t.kept for t in tensors)
     share = kept / elements if elements else 1.0
     return MaskStats(
-        inputs=[str(path)], elements=elements, kept=kept, density=share, digest=mask.digest(), tensors=tensors
+        inputs=[path], elements=elements, kept=kept, density=share, digest=mask.digest(), tensors=tensors
     )
 
 
@@ -129,8 +137,10 @@ def _counted(mask: MaskFile, name: str) -> MaskReport:
     return MaskReport(name, shape, kept, kept / numel(shape), found, empty)
 
 
-def diff(first: Path, second: Path) -> MaskDiff:
+@naming
+def diff(first: PathLike, second: PathLike) -> MaskDiff:
     """Compare two masks. Raises BadFileError for those of different models."""
+    first, second = located(first), located(second)
     a, b = open_mask(first), open_mask(second)
     common = sorted(a.shapes.keys() & b.shapes.keys())
     _refuse_unlike([a, b])
@@ -148,7 +158,7 @@ def diff(first: Path, second: Path) -> MaskDiff:
         sum(getattr(t, key) for t in tensors) for key in ("both", "only_first", "only_second")
     )
     return MaskDiff(
-        inputs=[str(first), str(second)], both=both, only_first=one, only_second=other,
+        inputs=[first, second], both=both, only_first=one, only_second=other,
         iou=_iou(both, one, other), tensors=tensors, missing=sorted(a.shapes.keys() ^ b.shapes.keys()),
     )  # fmt: skip
 
@@ -173,14 +183,16 @@ def _refuse_unlike(found: Sequence[MaskFile]) -> None:
                 )
 
 
+@naming
 def join(
-    paths: Sequence[Path], output: Path, how: Literal["union", "intersect"], *, overwrite: bool = False
+    sources: Sequence[PathLike], output: Path, how: Literal["union", "intersect"], *, overwrite: bool = False
 ) -> MaskMade:
     """Write what any (``union``) or all (``intersect``) of several masks keep. What a mask does not name it
     keeps. Raises OptionError, BadFileError, OutputError."""
     started = time.perf_counter()
-    if len(paths) < 2:
+    if len(sources) < 2:
         raise OptionError(f"mask {how}: name two masks or more")
+    paths = [located(source) for source in sources]
     atomic.refuse_same_file(output, paths)
     atomic.refuse_existing(output, overwrite)
     found = [open_mask(path) for path in paths]
@@ -197,13 +209,15 @@ def join(
             yield name, Stored("U8", reduce(fold, parts))
 
     _write(output, tensors, made(), overwrite)
-    return _made(f"mask {how}", [str(path) for path in paths], output, started)
+    return _made(f"mask {how}", paths, output, started)
 
 
-def extract(model: Path, output: Path, *, overwrite: bool = False) -> MaskMade:
+@naming
+def extract(model: PathLike, output: Path, *, overwrite: bool = False) -> MaskMade:
     """Write the mask of what is not zero in the tensors that prune would prune, or of a model that it has
     pruned, did prune. Raises as prune does."""
     started = time.perf_counter()
+    model = located(model)
     with open_dense(model) as checkpoint:
         atomic.refuse_same_file(output, [model, *checkpoint.inputs])
         atomic.refuse_existing(output, overwrite)
@@ -221,7 +235,7 @@ def extract(model: Path, output: Path, *, overwrite: bool = False) -> MaskMade:
             _write(output, targets, made(), overwrite)
         finally:
             reader.close()
-    return _made("mask extract", [str(model)], output, started)
+    return _made("mask extract", [model], output, started)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,14 +263,16 @@ def _made(command: str, inputs: list[str], output: Path, started: float) -> Mask
     )  # fmt: skip
 
 
+@naming
 def verify(
-    path: Path, model: Path | None = None, *, keep: int | None = None, of: int | None = None,
+    path: PathLike, model: PathLike | None = None, *, keep: int | None = None, of: int | None = None,
     threads: int | None = None,
 ) -> Verification:  # fmt: skip
     """Whether ``model`` is zero wherever the mask says so; and whether the mask keeps at most ``keep`` of
     every ``of`` neighbours along the last axis. Raises BadFileError for a mask of another model."""
+    path, model = located(path), None if model is None else located(model)
     mask = open_mask(path)
-    found = Verification(inputs=[str(path), *([str(model)] if model else [])])
+    found = Verification(inputs=[path, *([model] if model else [])])
     if keep is not None and of is not None:
         for name, shape in sorted(mask.shapes.items()):
             _groups(found, mask, name, shape, keep, of)

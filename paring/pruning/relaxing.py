@@ -20,6 +20,8 @@ from paring.pruning.soft import SoftMask
 
 #: the constant of the paper's Appendix D, for networks whose weights are of the size of a CNN's
 PUBLISHED_TAU = 1e-4
+#: the automatic warm-up ends after so many epochs above this share of the best accuracy there can be
+_EPOCHS, _SHARE = 5, 0.5
 
 
 class Pdp:
@@ -30,17 +32,29 @@ class Pdp:
         layers: Mapping[str, Layer],
         masks: Mapping[str, SoftMask],
         sparsity: float | str,
-        warmup: int = 16,
+        warmup: int | None = 16,
         rate: float = 0.015,
         targets: Mapping[str, int] | None = None,
+        bound: float = 1.0,
     ) -> None:
         self.layers, self.masks = dict(layers), dict(masks)
-        self.sparsity, self.warmup, self.rate = sparsity, warmup, rate
+        self.sparsity, self.warmup, self.rate, self.bound = sparsity, warmup, rate, bound
         self.targets = None if targets is None else dict(targets)
+        self.above = 0
 
-    def epoch(self, epoch: int) -> None:
-        """Call before each epoch, counted from 0: dense before ``warmup``, nearer the targets from it on."""
-        self.progress(ramp(epoch, self.warmup, self.rate))
+    def epoch(self, epoch: int, accuracy: float | None = None) -> None:
+        """Call before each epoch, counted from 0: dense before ``warmup``, nearer the targets from it on.
+
+        Where the warm-up is automatic, ``accuracy`` is that on held-out data after the epoch before, in
+        [0, ``bound``]; the warm-up ends once it has been above half of that for 5 epochs on end. Raises
+        OptionError where none is given, but for epoch 0.
+        """
+        if self.warmup is None and epoch > 0:
+            if accuracy is None:
+                raise OptionError("PDP with an automatic warm-up: epoch() needs the held-out accuracy so far")
+            self.above = self.above + 1 if accuracy > _SHARE * self.bound else 0
+            self.warmup = epoch if self.above == _EPOCHS else None
+        self.progress(0.0 if self.warmup is None else ramp(epoch, self.warmup, self.rate))
 
     def progress(self, share: float) -> None:
         """Ask each layer for ``share`` (in [0, 1]) of its target. The first share above 0 fixes the targets.
@@ -102,8 +116,9 @@ def attach(
     channels: bool = False,
     tau: float | None = None,
     relative: float = 0.05,
-    warmup: int = 16,
+    warmup: int | None = 16,
     rate: float = 0.015,
+    bound: float = 1.0,
     only: Callable[[str], bool] | None = None,
     targets: Mapping[str, int] | None = None,
 ) -> Pdp:
@@ -114,7 +129,9 @@ def attach(
         keep, of: instead, keep so many of each group along the inputs (2 of 4)
         channels: whole outputs, by the L2 norm of their weights
         tau: the temperature; None for ``relative`` times t^2, ``PUBLISHED_TAU`` for the paper's constant
-        warmup, rate: dense epochs, and the share of the target that each later epoch adds
+        warmup, rate: dense epochs, and the share of the target that each later epoch adds; with None for
+            ``warmup`` the accuracies that :meth:`Pdp.epoch` is given tell
+        bound: the best that these can be
         only: says of the name of a weight whether it is pruned
         targets: by name, how many are dropped, in place of the ranking after the warm-up
 
@@ -127,6 +144,8 @@ def attach(
         raise OptionError(f"PDP keeping {keep} of {of}: expected 0 < keep <= of, of entries")
     if sparsity is not None and not 0 <= Fraction(str(sparsity)) < 1:
         raise OptionError(f"PDP of sparsity {sparsity}: expected a fraction in [0, 1)")
+    if not bound > 0:
+        raise OptionError(f"PDP with accuracies up to {bound}: expected a bound above 0")
     if (tau is not None and not tau > 0) or not relative > 0:
         raise OptionError(f"PDP with tau {tau}, relative {relative}: a temperature is above 0")
     chosen = {name: layer for name, layer in layers(model).items() if only is None or only(name)}
@@ -145,4 +164,4 @@ def attach(
         parametrize.register_parametrization(layer.module, layer.attribute, masks[name])
     if keep is not None and of is not None:
         targets = dict.fromkeys(chosen, of - keep)
-    return Pdp(chosen, masks, sparsity or 0, warmup, rate, targets)
+    return Pdp(chosen, masks, sparsity or 0, warmup, rate, targets, bound)

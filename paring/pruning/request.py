@@ -51,6 +51,8 @@ class Request:
         """As JSON; what was left out is left out."""
         found = {name: getattr(self, name) for name in self.__dataclass_fields__}
         found |= {"model": told(self.model), "options": dict(self.options or {})}
+        if self.mask is not None:
+            found["mask"] = told(self.mask)
         if self.sparsity is not None:
             found["sparsity"] = sparsity.decimal(sparsity.fraction(self.sparsity))
         if self.allocate != "owl":

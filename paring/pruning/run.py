@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import astuple, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,11 +29,17 @@ from paring.report import CarriedReport, ModuleReport, Pruning, peak_rss_bytes
 from paring.resumable import Staging, staged
 from paring.stream import in_order
 
+if TYPE_CHECKING:
+    from paring.judging import Judge
+
 _log = logging.getLogger("paring")
 
 
-def run(plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None) -> Pruning:
-    """Do what ``plan`` says in about ``memory`` bytes; with ``dry_run`` report it only.
+def run(
+    plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None, judge: Judge | None = None
+) -> Pruning:
+    """Do what ``plan`` says in about ``memory`` bytes; with ``dry_run`` report it only. ``judge`` measures
+    the model before, and what is written before it takes its place.
 
     Raises BadValueError for NaN or infinity, with the tensor; BadFileError for a model that changes
     meanwhile, or statistics of another one; OutputError.
@@ -48,6 +54,8 @@ def run(plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None) ->
     if mask is not None:
         atomic.refuse_existing(mask, plan.overwrite)
     stats = _statistics(plan)
+    if judge is not None:
+        judge.measure("dense", plan.checkpoint.path)
     reader = Reader(plan.checkpoint, plan.targets, threads)
     try:
         with ExitStack() as opened:
@@ -64,11 +72,12 @@ def run(plan: PrunePlan, *, dry_run: bool = False, memory: int | None = None) ->
             _prune(plan, reader, staging, kept, stats)
             sums = {target.name: Sums(*staging.done[target.name][1]) for target in plan.targets}
             if not plan.single:
-                _beside(plan, staging, sums)
+                _beside(plan, staging, sums, judge)
             reader.close()  # before the result takes its name: what has changed meanwhile is refused
     finally:
         reader.close()
-    return _report(plan, started, sums)
+    report = _report(plan, started, sums)
+    return report if judge is None else replace(report, perplexity=judge.report())
 
 
 def run_of(plan: PrunePlan) -> str:
@@ -179,7 +188,7 @@ def _pattern(plan: PrunePlan) -> dict[str, str]:
     return {} if request.of is None else {"pattern": f"{request.keep}:{request.of}"}
 
 
-def _beside(plan: PrunePlan, staging: Staging, sums: Mapping[str, Sums]) -> None:
+def _beside(plan: PrunePlan, staging: Staging, sums: Mapping[str, Sums], judge: Judge | None) -> None:
     """Configuration, tokenizer, index, card."""
     folder = staging.folder
     if plan.checkpoint.path.is_dir():
@@ -195,7 +204,10 @@ def _beside(plan: PrunePlan, staging: Staging, sums: Mapping[str, Sums]) -> None
     ]
     if plan.request.of:
         facts.append(("of neighbours along the inputs", f"keeps {plan.request.keep} of {plan.request.of}"))
-    text = describing.pared(plan.recipe, folder, facts, plan.checkpoint.path)
+    if judge is not None:
+        judge.measure("pruned", folder)
+    found = None if judge is None else judge.report()
+    text = describing.pared(plan.recipe, folder, facts, plan.checkpoint.path, found)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 

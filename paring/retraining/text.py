@@ -6,6 +6,7 @@ token, and where the last window would be short it begins earlier and overlaps t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -40,8 +41,7 @@ def read(source: str | Path, *, field: str = "text") -> Iterator[tuple[str, str]
     if path.is_file():
         yield from _file(path, path.name, field)
     elif path.is_dir():
-        found = sorted(each for each in path.rglob("*") if each.is_file() and not _hidden(each, path))
-        files = [each for each in found if each.suffix in PLAIN + LINES]
+        found, files = _inside(path), files_of(path)
         if not files:
             some = f" ({found[0].name}, ...)" if found else ""
             raise BadFileError(f"{path}: holds no {_READ} files{some}")
@@ -55,15 +55,32 @@ def read(source: str | Path, *, field: str = "text") -> Iterator[tuple[str, str]
             yield from _file(each, name, field)
 
 
+def files_of(source: str | Path) -> list[Path]:
+    """The files here that :func:`read` reads, in order; none of a data set on the Hub."""
+    path = Path(source)
+    found = _inside(path) if path.is_dir() else []
+    return [path] if path.is_file() else [each for each in found if each.suffix in PLAIN + LINES]
+
+
+def digest(source: str | Path, *, field: str = "text") -> str:
+    """What tells texts from others: of every document in its order. Raises as :func:`read` does."""
+    state = hashlib.sha256()
+    for _, text in read(source, field=field):
+        raw = text.encode(errors="surrogatepass")  # which JSON may hold
+        state.update(len(raw).to_bytes(8, "little") + raw)
+    return state.hexdigest()
+
+
 def check(source: str | Path) -> None:
     """Refuse, before any work, what :func:`read` will not find here and cannot be on the Hub."""
-    if not Path(source).exists() and not _on_hub(source):
+    if not Path(source).exists() and not on_hub(source):
         raise OptionError(
             f"--data {source}: there is no such file or folder, and it is no data set's org/name"
         )
 
 
-def _on_hub(source: str | Path) -> bool:
+def on_hub(source: str | Path) -> bool:
+    """Whether a name can be that of a data set on the Hub."""
     kept = Path(source).suffix not in PLAIN + LINES
     return kept and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) is not None
 
@@ -113,6 +130,11 @@ def batch(data: Windows, number: int, size: int, seed: int) -> Windows:
 @lru_cache(maxsize=8)
 def _order(count: int, epoch: int, seed: int) -> npt.NDArray[np.int64]:
     return np.random.Generator(np.random.Philox([seed, epoch])).permutation(count)
+
+
+def _inside(folder: Path) -> list[Path]:
+    """All files below a folder, in order of their paths, but for hidden ones."""
+    return sorted(each for each in folder.rglob("*") if each.is_file() and not _hidden(each, folder))
 
 
 def _hidden(path: Path, root: Path) -> bool:
