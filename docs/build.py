@@ -144,7 +144,7 @@ def _command(method: registry.Method, flag: str) -> str:
 
 
 def _api() -> str:
-    out = [_made_from("paring/api.py, paring/report.py and paring/errors.py"), "# The Python API", ""]
+    out = [_made_from("paring/api, paring/report.py and paring/errors.py"), "# The Python API", ""]
     out += [prose(inspect.getdoc(api) or "", depth=1), ""]
     out += [
         "Names of the Hub go wherever paths go ([hub.md](hub.md)). What a method takes as further arguments"

@@ -150,7 +150,7 @@ def _check_call(node: ast.Call, function: Any) -> None:
     keywords: dict[str, ast.expr] = {key.arg: key.value for key in node.keywords if key.arg is not None}
     inspect.signature(function).bind(*node.args, **keywords)
     kind: Any = getattr(function, "__name__", "")
-    if kind in get_args(registry.Kind) and function.__module__ == "paring.api":
+    if kind in get_args(registry.Kind) and function.__module__.startswith("paring.api."):
         parameters = inspect.signature(function).parameters
         method = keywords.get("method")
         name = ast.literal_eval(method) if method is not None else parameters["method"].default
