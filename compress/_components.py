@@ -74,9 +74,11 @@ def tensors(
     """
     used = (u.classes > 0) & (v.classes > 0) & (scale != 0)
     whole = np.where(used, scale, 0.0) / (module_scale or 1.0)
-    norms = [np.sqrt(np.maximum((side.levels**2).sum(axis=1), 1.0)) for side in (u, v)]
-    root = np.sqrt(np.abs(whole[used]) * norms[1][used] / norms[0][used])
-    of_u = np.full(len(whole), 4.0 ** np.round(np.log2(root.min(initial=np.inf)) / 2) if len(root) else 1.0)
+    lengths = [np.sqrt(np.maximum((side.levels**2).sum(axis=1), 1.0)) for side in (u, v)]
+    of_u = np.ones(len(whole))
+    if used.any():
+        top = np.argmax(np.abs(whole) * lengths[0] * lengths[1])
+        of_u *= 4.0 ** np.round(np.log2(np.abs(whole[top]) * lengths[1][top] / lengths[0][top]) / 4)
     of_v = short(whole / of_u, distortion)
     return tensor(shapes[0], "rows", v, used, of_v), tensor(shapes[1], "columns", u, used, of_u)
 

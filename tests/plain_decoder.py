@@ -369,7 +369,7 @@ def _trellis2(data: bytes, shapes: list[tuple[int, ...]], kinds: list[str]) -> l
     layouts = []
     q = 0
     for _ in shapes:
-        q = 1 + slots.bit("columns", q) if slots.bit("whole", q) else 0
+        q = 1 + slots.bit("columns", q) if slots.bit("part", q) else 0
         layouts.append(q)
     segments = _segments(shapes, layouts)
     classes: list[int] = []
