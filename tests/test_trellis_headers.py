@@ -13,6 +13,7 @@ from paring.codecs.trellis import Levels
 from paring.errors import BadFileError
 from paring.kernels.trellis import header
 from paring.kernels.trellis.header_reference import Header
+from paring.kernels.trellis.tape import INVERSE
 from tests.test_codec_trellis import by_the_book, same, tensor_of
 
 few = settings(deadline=None, max_examples=60)
@@ -118,9 +119,9 @@ def test_models_forget_and_room_is_found():
 
 
 def test_divisions_are_exact():
-    for n in range(1, len(header._INVERSE)):
+    for n in range(1, len(INVERSE)):
         x = np.arange(n + 1, dtype=np.int64) << 12
-        np.testing.assert_array_equal(x * header._INVERSE[n] >> 36, x // n)
+        np.testing.assert_array_equal(x * INVERSE[n] >> 36, x // n)
 
 
 def test_what_is_told_by_neighbours_takes_little_room():
