@@ -67,12 +67,18 @@ def weights(u: F64, v: F64, U: Real, s: F64, V: Real, norm: float = 0.0) -> F64:
 def tensors(
     u: Side, v: Side, scale: F64, distortion: F64, shapes: tuple[Shape, ...], module_scale: float = 1.0
 ) -> tuple[Levels, Levels]:
-    """The tensors a and b, of ``shapes``; the module's own scale is taken out of them."""
+    """The tensors a and b, of ``shapes``; the module's own scale is taken out of them.
+
+    What scales tell is all in those of a: b has one power of four, with which the sides of the strongest
+    component are nearly of one size.
+    """
     used = (u.classes > 0) & (v.classes > 0) & (scale != 0)
     whole = np.where(used, scale, 0.0) / (module_scale or 1.0)
-    norms = [np.sqrt(np.maximum((side.levels**2).sum(axis=1), 1.0)) for side in (u, v)]
-    root = np.sqrt(np.abs(np.where(used, whole, 1.0)) * norms[1] / norms[0])
-    of_u = 2.0 ** np.round(np.log2(root))
+    lengths = [np.sqrt(np.maximum((side.levels**2).sum(axis=1), 1.0)) for side in (u, v)]
+    of_u = np.ones(len(whole))
+    if used.any():
+        top = np.argmax(np.abs(whole) * lengths[0] * lengths[1])
+        of_u *= 4.0 ** np.round(np.log2(np.abs(whole[top]) * lengths[1][top] / lengths[0][top]) / 4)
     of_v = short(whole / of_u, distortion)
     return tensor(shapes[0], "rows", v, used, of_v), tensor(shapes[1], "columns", u, used, of_u)
 
@@ -89,6 +95,6 @@ def tensor(shape: Shape, layout: Layout, side: Side, used: npt.NDArray[np.bool_]
 
 
 def short(x: F64, distortion: F64) -> F64:
-    """``x`` rounded to so few bits behind the leading one as hardly add to ``distortion``, at least three."""
-    bits = np.ceil(np.maximum(3, np.log2(4.2 / np.maximum(distortion, 1e-9)) / 2)).astype(int)
+    """``x`` rounded to so few bits behind the leading one as hardly add to ``distortion``, at least five."""
+    bits = np.ceil(np.maximum(5, np.log2(4.2 / np.maximum(distortion, 1e-9)) / 2)).astype(int)
     return rounded(x, bits + 1)

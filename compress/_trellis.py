@@ -48,7 +48,7 @@ def _plan() -> npt.NDArray[np.float64]:
 PLAN = _plan()
 
 #: bits beside the entries that a component takes: two classes, a scale
-SIDE_BITS = 24.0
+SIDE_BITS = 16.0
 _FINE = 16  # entries of a table an octave
 _OCTAVES = 72
 

@@ -12,13 +12,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from paring.api import compress
 from paring.checkpoint import digest, write_safetensors
-from paring.codecs import stored, ternary, trellis
+from paring.codecs import deflated_levels, stored, ternary, trellis
 from paring.codecs.residual import Difference, apart
 from paring.codecs.shards import Gather, Pool, cut, moved
 from paring.codecs.sparse import Sparse
@@ -143,10 +144,14 @@ def blocks(path: Path) -> None:
     image.write(path, digest(image.decoded()), lambda _: None)
 
 
-def trellis_blocks(path: Path) -> None:
+def trellis_blocks(codec: ModuleType) -> Callable[[Path], None]:
     """Two blocks and all layouts of trellis data: many classes and states, escapes, zeros, and a payload that
     ends in zeros.
     """
+    return lambda path: _trellis_blocks(codec, path)
+
+
+def _trellis_blocks(codec: ModuleType, path: Path) -> None:
     rng = np.random.default_rng(6)
 
     def item(shape: tuple[int, ...], layout: Any, classes: list[int], bits: int = 5) -> Levels:
@@ -172,9 +177,17 @@ def trellis_blocks(path: Path) -> None:
     sparse = item((600, 1000), "columns", [0], 2)
     image = Image(
         [
-            Payload("trellis", trellis.ID, 1, trellis.encode([it for _, it in shared.values()]), specs),
-            Payload("trellis", trellis.ID, 1, trellis.encode(odd), more),
-            Payload("sparse", trellis.ID, 1, trellis.encode([sparse]), (Spec("sparse", "F16", (600, 1000)),)),
+            Payload(
+                "trellis", trellis.ID, codec.VERSION, codec.encode([it for _, it in shared.values()]), specs
+            ),
+            Payload("trellis", trellis.ID, codec.VERSION, codec.encode(odd), more),
+            Payload(
+                "sparse",
+                trellis.ID,
+                codec.VERSION,
+                codec.encode([sparse]),
+                (Spec("sparse", "F16", (600, 1000)),),
+            ),
         ],
         {"tool": "paring"},
     )
@@ -321,9 +334,12 @@ CASES: dict[str, Callable[[Path], None]] = {
     "spectral_f32": compressed(lora(), method="spectral", **BIG_ENOUGH),
     "spectral_f16": compressed(lora("F16"), method="spectral", **BIG_ENOUGH),
     "spectral_bf16": compressed(lora("BF16"), method="spectral", **BIG_ENOUGH),
-    "trellis_blocks": trellis_blocks,
+    "trellis_blocks": trellis_blocks(deflated_levels),
+    "trellis2_blocks": trellis_blocks(trellis),
+    "spectral2_f32": compressed(lora(), method="spectral", **BIG_ENOUGH),
     "lossless_twice": compressed(twice(), method="lossless"),
     "references": references,
+    "references_trellis2": references,
     "pool_exact": pooled(("F32", "F32", "F32", "F32")),
     "pool_lossy": pooled(("F32", "F16", "F32", "BF16"), 0.05),
     "sparse_forms": sparse_forms,

@@ -9,6 +9,7 @@ import json
 import math
 import struct
 import zlib
+from collections.abc import Sequence
 from functools import cache
 
 WIDTH = {
@@ -249,7 +250,25 @@ def _trellis(data: bytes, shapes: list[tuple[int, ...]], kinds: list[str]) -> li
     size = int.from_bytes(data[:4], "little")
     side = zlib.decompress(data[4 : 4 + size], -15)
     b, layouts = side[0], side[1 : 1 + len(shapes)]
-    segments: list[tuple[int, int]] = []  # (tensor, entries)
+    segments = _segments(shapes, layouts)
+    at = 1 + len(shapes)
+    classes, planes = side[at : at + len(segments)], side[at + len(segments) :]
+    coded = [i for i, j in enumerate(classes) if j]
+    assert len(planes) == 4 * len(coded)
+    scales = [0.0] * len(segments)
+    for place, i in enumerate(coded):
+        [scales[i]] = struct.unpack("<f", bytes(planes[place + p * len(coded)] for p in range(4)))
+    blocks = -(-sum(segments[i][1] for i in coded) // 65536)
+    at = 4 + size
+    lengths = struct.unpack_from(f"<{blocks}I", data, at)
+    states = data[at + 4 * blocks : at + 5 * blocks]
+    at += 5 * blocks
+    return _levelled(data, at, b, layouts, classes, scales, lengths, states, shapes, kinds)
+
+
+def _segments(shapes: list[tuple[int, ...]], layouts: Sequence[int]) -> list[tuple[int, int]]:
+    """The tensor of each segment, and its entries."""
+    segments: list[tuple[int, int]] = []
     for i, (shape, layout) in enumerate(zip(shapes, layouts, strict=True)):
         if layout == 0:
             segments.append((i, math.prod(shape)))
@@ -257,19 +276,17 @@ def _trellis(data: bytes, shapes: list[tuple[int, ...]], kinds: list[str]) -> li
             segments += [(i, math.prod(shape[1:]))] * shape[0]
         else:
             segments += [(i, shape[0])] * math.prod(shape[1:])
-    at = 1 + len(shapes)
-    classes, planes = side[at : at + len(segments)], side[at + len(segments) :]
-    coded = [i for i, j in enumerate(classes) if j]
-    assert len(planes) == 4 * len(coded)
-    scales = dict.fromkeys(range(len(segments)), 0.0)
-    for place, i in enumerate(coded):
-        [scales[i]] = struct.unpack("<f", bytes(planes[place + p * len(coded)] for p in range(4)))
-    symbols = [(i, e) for i in coded for e in range(segments[i][1])]  # (segment, entry)
-    blocks = -(-len(symbols) // 65536)
-    at = 4 + size
-    lengths = struct.unpack_from(f"<{blocks}I", data, at)
-    states = data[at + 4 * blocks : at + 5 * blocks]
-    at += 5 * blocks
+    return segments
+
+
+def _levelled(
+    data: bytes, at: int, b: int, layouts: Sequence[int], classes: Sequence[int], scales: list[float],
+    lengths: Sequence[int], states: Sequence[int], shapes: list[tuple[int, ...]], kinds: list[str],
+    least: int = 0,
+) -> list[bytes]:  # fmt: skip
+    """The tensors whose blocks are in ``data`` from ``at`` on."""
+    segments = _segments(shapes, layouts)
+    symbols = [(i, e) for i, j in enumerate(classes) if j for e in range(segments[i][1])]
     values = [[0.0] * n for _, n in segments]
     for number, length in enumerate(lengths):
         mine = symbols[number * 65536 : (number + 1) * 65536]
@@ -277,7 +294,7 @@ def _trellis(data: bytes, shapes: list[tuple[int, ...]], kinds: list[str]) -> li
         for (i, e), level in zip(mine, found, strict=True):
             values[i][e] = level * scales[i] if level else 0.0
         at += length
-    assert len(data) == max(at, -(-sum(map(math.prod, shapes)) // 32768)) and not any(data[at:])
+    assert len(data) == max(at, least, -(-sum(map(math.prod, shapes)) // 32768)) and not any(data[at:])
     tensors: list[list[float]] = [[] for _ in shapes]
     for (i, _), part in zip(segments, values, strict=True):
         tensors[i] += part
@@ -288,8 +305,122 @@ def _trellis(data: bytes, shapes: list[tuple[int, ...]], kinds: list[str]) -> li
     return [_raw(part, kind) for part, kind in zip(tensors, kinds, strict=True)]
 
 
+class _Slots:
+    """The coder of a header of the trellis codec, version 2: the members that the page names."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at, self.x = data, 4, int.from_bytes(data[:4], "little")
+        self.counts: dict[tuple[object, ...], list[int]] = {}
+
+    def take(self, n: int, a: int) -> None:
+        self.x = n * (self.x // 4096) + self.x % 4096 - a
+        if self.x < 65536:
+            self.x = 65536 * self.x + int.from_bytes(self.data[self.at : self.at + 2], "little")
+            self.at += 2
+
+    def plain(self, w: int) -> int:
+        out = 0
+        while w > 0:
+            c = min(w, 12)
+            v = self.x % 4096 // 2 ** (12 - c)
+            self.take(2 ** (12 - c), 2 ** (12 - c) * v)
+            out, w = 2**c * out + v, w - c
+        return out
+
+    def bit(self, *model: object) -> int:
+        c = self.counts.setdefault(model, [2, 2])
+        p = 4096 * c[0] // (c[0] + c[1])
+        found = int(self.x % 4096 >= p)
+        if found:
+            self.take(4096 - p, p)
+        else:
+            self.take(p, 0)
+        c[found] += 5
+        if c[0] + c[1] > 2048:
+            c[:] = (c[0] + 1) // 2, (c[1] + 1) // 2
+        return found
+
+    def natural(self, *n: object) -> int:
+        length = 0
+        while length < 4 and self.bit(*n, "longer", length):
+            length += 1
+        if length == 4:
+            t = 1
+            for _ in range(5):
+                t = 2 * t + self.bit(*n, "tree", t)
+            length = 4 + t - 32
+        if length == 0:
+            return 0
+        second = self.bit(*n, "second", length)
+        return int(2**length + 2 ** (length - 1) * second + self.plain(length - 1) - 1)
+
+    def number(self, *n: object) -> int:
+        if self.bit(*n, "zero"):
+            return 0
+        negative = self.bit(*n, "negative")
+        size = self.natural(*n) + 1
+        return -size if negative else size
+
+
+def _trellis2(data: bytes, shapes: list[tuple[int, ...]], kinds: list[str]) -> list[bytes]:
+    slots = _Slots(data)
+    b = slots.plain(3) + 2
+    precision = [slots.plain(5) for _ in range(3)]
+    layouts = []
+    q = 0
+    for _ in shapes:
+        q = 1 + slots.bit("columns", q) if slots.bit("part", q) else 0
+        layouts.append(q)
+    segments = _segments(shapes, layouts)
+    classes: list[int] = []
+    words: list[int] = []
+    by_class: dict[tuple[int, int], dict[int, int]] = {}
+    before: list[int] = []
+    entries_before, last = 0, 127 << 23
+    for i, y in enumerate(layouts):
+        entries = [n for tensor, n in segments if tensor == i]
+        mine: list[int] = []
+        for j, n in enumerate(entries):
+            e = 0 if n < entries_before else 1 if n == entries_before else 2
+            left = mine[j - 1] if j else 0
+            up = before[j] if j < len(before) else 0
+            corner = before[j - 1] if 0 < j <= len(before) else 0
+            near = left or up or 10
+            if slots.bit("none", y, (1 if left == 0 else 2) if j else 0, int(up == 0)):
+                cls = 0
+            elif j == 0:
+                cls = near + slots.number("first", y, e)
+            else:
+                expected = left + up - corner if left and up and corner else up or near
+                cls = expected if slots.bit("expected", y, e) else near + slots.number("class", y)
+            alike = by_class.setdefault((y, n.bit_length()), {})
+            if cls:
+                if not any(mine) or not slots.bit("same", y):
+                    d = 23 - precision[y]
+                    guess = alike[min(alike, key=lambda c: (abs(c - cls), c))] if alike else last
+                    size = 2**d * (guess % 2**31 // 2**d + slots.number("scale", y))
+                    last = size + 2**31 * slots.bit("sign", y)
+                alike[cls] = last
+            mine.append(cls)
+            words.append(last if cls else 0)
+        classes += mine
+        before = mine
+        entries_before = (
+            math.prod(shapes[i]) if y == 0 else math.prod(shapes[i][1:]) if y == 1 else shapes[i][0]
+        )
+    scales = [x for (x,) in struct.iter_unpack("<f", struct.pack(f"<{len(words)}I", *words))]
+    blocks = -(-sum(n for j, (_, n) in zip(classes, segments, strict=True) if j) // 65536)
+    lengths, states = [], []
+    for block in range(blocks):
+        lengths.append(2 * slots.natural("length"))
+        states.append(slots.plain(b) if block else 0)
+    assert slots.x == 65536
+    least = -(-len(segments) // 64)
+    return _levelled(data, slots.at, b, layouts, classes, scales, lengths, states, shapes, kinds, least)
+
+
 def _trellis_block(
-    data: bytes, state: int, b: int, symbols: list[tuple[int, int]], classes: bytes
+    data: bytes, state: int, b: int, symbols: list[tuple[int, int]], classes: Sequence[int]
 ) -> list[int]:
     x, *words = struct.unpack(f"<I{(len(data) - 4) // 2}H", data)
     words.reverse()
@@ -550,5 +681,5 @@ def _sparse(data: bytes, shapes: list[tuple[int, ...]], kinds: list[str]) -> lis
 
 
 REFERRING = {("shards", 1): _shards, ("residual", 1): _residual}
-READERS = {("ternary", 1): _ternary, ("trellis", 1): _trellis, ("bytes", 1): _bytes, ("bytes", 2): _bytes2,
-           ("sparse", 1): _sparse}  # fmt: skip
+READERS = {("ternary", 1): _ternary, ("trellis", 1): _trellis, ("trellis", 2): _trellis2,
+           ("bytes", 1): _bytes, ("bytes", 2): _bytes2, ("sparse", 1): _sparse}  # fmt: skip

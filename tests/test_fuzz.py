@@ -226,7 +226,7 @@ for name in opened.tensors:
 """
 
 
-@pytest.mark.parametrize("name", ["blocks", "trellis_blocks"])
+@pytest.mark.parametrize("name", ["blocks", "trellis_blocks", "trellis2_blocks"])
 def test_sizes_that_lie_take_no_memory(name, tmp_path):
     golden = next(path for path in GOLDEN if path.name.startswith(name))
     path = tmp_path / "x.safetensors"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from paring.checkpoint import digest
-from paring.codecs import residual, sparse, trellis
+from paring.codecs import deflated_levels, residual, sparse, trellis
 from paring.kernels.ternary import reference
 from paring.kernels.trellis import tables
 from paring.manifest import DICTIONARY
@@ -92,22 +92,25 @@ def test_goldens_cover_the_format():
             if held.codec == "ternary":
                 used |= {opened.planes(spec.name).layout for spec in held.specs if not spec.ones}
             if held.codec == "trellis":
-                read = trellis._read(opened.payload(held), [spec.shape for spec in held.specs])
-                used |= {f"trellis {layout}" for layout in read.layouts}
-                used |= {f"trellis class {cls}" for cls in read.classes}
-                used |= {f"trellis bits {read.bits}", f"trellis blocks {len(read.states)}"}
+                codec = {1: deflated_levels, 2: trellis}[held.version]
+                read = codec.read(opened.payload(held), [spec.shape for spec in held.specs])
+                kinds = {*read.layouts, *(f"class {cls}" for cls in read.classes)}
+                kinds |= {f"bits {read.bits}", f"blocks {len(read.states)}"}
+                used |= {f"trellis {held.version} {kind}" for kind in kinds}
             if held.codec == "sparse":
                 rows, _ = sparse._read(opened.payload(held), [spec.shape for spec in held.specs])
                 used |= {f"sparse {form}" for form, _ in rows}
             if held.codec == "residual":
-                rows = residual._rows(opened.payload(held), [spec.shape for spec in held.specs])[0]
+                payload = opened.payload(held)
+                rows = residual._rows(memoryview(payload), [spec.shape for spec in held.specs])[0]
+                used.add(f"residual with trellis {payload[13]}")
                 used |= {f"mix {row.kind}" for row in rows} | {f"left {row.left}" for row in rows}
     assert {"shards", *(f"{what} {kind}" for what in ("mix", "left") for kind in range(3))} <= used
+    assert {f"residual with trellis {version}" for version in (0, 1, 2)} <= used
     assert {"sparse mask", "sparse 2:4", "F8_E4M3", "F8_E5M2", "I8", "C64"} <= used
     ones = {f"ones {dtype}" for dtype in ("F32", "F16", "BF16")}
     expected = {"ternary", "bytes", "as F16", "whole", "rows", "columns"} | ones
     assert expected | {"F64", "F32", "F16", "BF16", "I64", "U16", "BOOL"} <= used
-    levels = {f"trellis class {cls}" for cls in range(49)} | {f"trellis bits {bits}" for bits in (2, 5, 8)}
-    assert (
-        levels | {f"trellis {what}" for what in ("whole", "rows", "columns", "blocks 0", "blocks 2")} <= used
-    )
+    levels = {f"class {cls}" for cls in range(49)} | {f"bits {bits}" for bits in (2, 5, 8)}
+    levels |= {"whole", "rows", "columns", "blocks 0", "blocks 2"}
+    assert {f"trellis {version} {what}" for version in (1, 2) for what in levels} <= used

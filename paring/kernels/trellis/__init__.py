@@ -2,6 +2,7 @@
 percent of what no code can pass.
 
 ``reference.py`` is the specification, ``tables.py`` the numbers that files depend on, ``cpu.py`` the search
-and ``coder.py`` the coder in numba. ``tensor.py`` has whole tensors. There is no torch version: search and
-coder are sequential along a segment, and segments run in parallel threads.
+and ``coder.py`` the coder in numba; ``header_reference.py``, ``tape.py`` and ``header.py`` are for what
+stands beside the symbols. ``tensor.py`` has whole tensors. There is no torch version: search and coder are
+sequential along a segment, and segments run in parallel threads.
 """

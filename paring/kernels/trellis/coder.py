@@ -8,7 +8,7 @@ import numpy as np
 
 from paring.kernels.jit import jit
 
-_LOW = 1 << 16  # a state is in [2^16, 2^32) between symbols
+LOW = 1 << 16  # a state is in [2^16, 2^32) between symbols
 
 
 @jit()
@@ -24,7 +24,7 @@ def walk(k: Any, begins: Any, following: Any, block: int, quantiser: Any, states
 
 
 @jit()
-def _push(x: int, words: Any, at: int, freq: Any, start: Any) -> tuple[int, int]:
+def push(x: int, words: Any, at: int, freq: Any, start: Any) -> tuple[int, int]:
     """Put a symbol on the state, backwards; words leave it from the end of ``words`` on."""
     if x >= freq << 20:
         at -= 1
@@ -39,7 +39,7 @@ def encode_block(
     freq: Any, start: Any, shifts: Any, words: Any,
 ) -> int:  # fmt: skip
     """Code the symbols first .. last - 1 at the end of ``words``, uint16; returns where the block begins."""
-    x, at = _LOW, len(words)
+    x, at = LOW, len(words)
     segment = np.searchsorted(begins, last - 1, "right") - 1
     for i in range(last - 1, first - 1, -1):
         while i < begins[segment]:
@@ -51,11 +51,11 @@ def encode_block(
         symbol = y + 16
         if y < -16 or y >= 16 or freq[cls, q, symbol] == 0:
             symbol = 32
-            x, at = _push(x, words, at, 16, (value & 0xFF) << 4)
-            x, at = _push(x, words, at, 16, (value >> 8 & 0xFF) << 4)
+            x, at = push(x, words, at, 16, (value & 0xFF) << 4)
+            x, at = push(x, words, at, 16, (value >> 8 & 0xFF) << 4)
         elif low:
-            x, at = _push(x, words, at, 1 << (12 - low), (value & ((1 << low) - 1)) << (12 - low))
-        x, at = _push(x, words, at, np.int64(freq[cls, q, symbol]), np.int64(start[cls, q, symbol]))
+            x, at = push(x, words, at, 1 << (12 - low), (value & ((1 << low) - 1)) << (12 - low))
+        x, at = push(x, words, at, np.int64(freq[cls, q, symbol]), np.int64(start[cls, q, symbol]))
     words[at - 2], words[at - 1] = x & 0xFFFF, x >> 16
     return at - 2
 
@@ -74,7 +74,7 @@ def decode_block(
         return False
     x: Any = np.int64(words[0]) | np.int64(words[1]) << 16
     at, count = 2, len(words)
-    if x < _LOW:
+    if x < LOW:
         return False
     segment = np.searchsorted(begins, first, "right") - 1
     for i in range(first, last):
@@ -85,7 +85,7 @@ def decode_block(
         slot = x & 4095
         symbol = np.int64(slots[cls, q, slot])
         x = np.int64(freq[cls, q, symbol]) * (x >> 12) + slot - np.int64(start[cls, q, symbol])
-        if x < _LOW:
+        if x < LOW:
             if at == count:
                 return False
             x = x << 16 | np.int64(words[at])
@@ -99,7 +99,7 @@ def decode_block(
             slot = x & 4095
             raw = slot >> (12 - bits)
             x = (x >> 12 << (12 - bits)) + slot - (raw << (12 - bits))
-            if x < _LOW:
+            if x < LOW:
                 if at == count:
                     return False
                 x = x << 16 | np.int64(words[at])
@@ -112,4 +112,4 @@ def decode_block(
             level -= int(level > 0) - int(level < 0)
         out[i - first] = level
         state = following[state, value & 1]
-    return x == _LOW and at == count
+    return x == LOW and at == count
