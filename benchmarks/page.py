@@ -37,13 +37,16 @@ def render(root: Path) -> Iterator[Path]:
 
 
 def filled(text: str) -> str:
-    """``text`` with its marked blocks rendered anew. Raises KeyError for a name that no function here has,
-    OSError where its results are not there.
+    """``text`` with its marked blocks rendered anew, but those whose results are not there. Raises KeyError
+    for a name that no function here has.
     """
 
     def block(match: re.Match[str]) -> str:
         result, function = BLOCKS[match[2]]
-        found = json.loads((RESULTS / f"{result}.json").read_text(encoding="utf-8"))
+        file = RESULTS / f"{result}.json"
+        if not file.exists():
+            return match[0]
+        found = json.loads(file.read_text(encoding="utf-8"))
         return f"{match[1]}{function(found)}\n\n*{found['machine']}*\n{match[3]}"
 
     return _MARK.sub(block, text)
