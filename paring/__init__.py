@@ -7,9 +7,4 @@
 ``paring.compress``, ``paring.merge`` and ``paring.prune`` are packages of methods, one file each.
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
-try:
-    __version__ = version("paring")
-except PackageNotFoundError:  # an uninstalled checkout
-    __version__ = "0.0.0+uninstalled"
+__version__ = "0.1.0.dev0"

@@ -17,11 +17,13 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from paring.errors import OptionError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 Kind = Literal["compress", "merge", "prune"]
 Sees = Literal["weights", "deltas", "modules", "adapters", "tensors", "methods", "norms", "grams", "model"]
@@ -173,6 +175,8 @@ def _files(kind: Kind) -> set[str]:
 
 def _entries(kind: Kind) -> dict[str, EntryPoint]:
     """The methods of other distributions; ``-`` and ``_`` are the same in a name."""
+    from importlib.metadata import entry_points
+
     return {entry.name.replace("-", "_"): entry for entry in entry_points(group=f"paring.{kind}")}
 
 
