@@ -56,7 +56,7 @@ PACKED: Mapping[str, Mapping[str, Any]] = {
 }
 #: name -> a baseline, from the factors of one module
 PLAIN: Mapping[str, Callable[[F32, F32], Factors]] = {
-    "fp16, xz": squeezed,
+    "fp16 through xz": squeezed,
     "int4": partial(int_quantised, bits=4),
     "int2": partial(int_quantised, bits=2),
     "rank 1 in fp16": partial(truncated, rank=1),

@@ -66,7 +66,7 @@ def rows() -> dict[str, Row]:
     found = {"dense": Row(None), "dense + PERP": Row(None, "perp", perp())}
     for kind in ("50%", "60%", "2:4"):
         found[f"{kind} bare"] = Row(kind)
-        for method in ("wanda", "sparsegpt"):
+        for method in ("wanda", "sparsegpt", "alps"):
             found[f"{kind} {method}"] = Row(f"{kind} {method}")
         subsets = {
             "norms": {"train": "norms"},
@@ -84,6 +84,8 @@ def rows() -> dict[str, Row]:
         found[f"{kind} relaxed reconstruction"] = Row(kind, "reconstruct", {**first, "relax": True})
         both = {"reconstruct": 40, "reconstruct_lr": RATES["reconstruct"], "samples": 128}
         found[f"{kind} reconstruction + PERP"] = Row(kind, "perp", perp(**both))
+        for method in ("sparsegpt", "alps"):
+            found[f"{kind} {method} + PERP"] = Row(f"{kind} {method}", "perp", perp())
         if kind != "2:4":
             found[f"{kind} PST"] = Row(kind, "pst", {**TRAINING, "lr": RATES["adapters"]})
             found[f"{kind} PERP in 3 cycles"] = Row(kind, "perp", perp(cycles=3, steps=42))
@@ -240,7 +242,7 @@ def table(found: dict[str, Any]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in found.items():
-        kind = row["row"]["pruned"]
+        kind = (row["row"]["pruned"] or "").partition(" ")[0]
         bare, full = found.get(f"{kind} bare"), found.get(f"{kind} full retraining")
         gain = ""
         if kind and row["row"]["recipe"] and bare and full:
@@ -286,6 +288,9 @@ def plot(found: dict[str, Any], file: Path) -> None:
     for place, value in enumerate(values):
         axis.text(value * 1.03, place, f"{value:.1f}", va="center", fontsize=9)
     axis.set_xscale("log")
+    ticks = [tick for tick in (50, 100, 200, 500, 1000, 2000, 5000) if tick < 1.2 * max(values)]
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.set_xticks([], minor=True)
     axis.set_xlabel("perplexity on held-out books (log scale)")
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=150)
