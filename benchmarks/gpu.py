@@ -25,8 +25,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.commands import floor
 from benchmarks.machine import describe, write
-from benchmarks.merge import HOME, floor
+from benchmarks.merge import HOME
 from benchmarks.synthetic import MEDIUM, Size, files_of, make, parameters
 from paring import lowrank, registry
 from paring.api import merge
@@ -64,7 +65,7 @@ def merges(size: Size, device: str, console: Console) -> list[dict[str, Any]]:
         chosen = tuned[:2] if name == "slerp" else tuned
         from_base = None if rule.sees == "weights" else base
         inputs = files_of([*chosen, *([from_base] if from_base else [])])
-        row: dict[str, Any] = {"rule": name, "floor": floor(inputs, 2 * parameters(size))}
+        row: dict[str, Any] = {"rule": name, "floor": floor(inputs, 2 * parameters(size), HOME)}
         for where in ("cpu", device):
             run = partial(merge, chosen, out, method=name, base=from_base, device=where, overwrite=True)
             row[where] = best(run)

@@ -6,27 +6,25 @@ A base and three fine-tunes of 309 million parameters in bf16 are made under ``.
 installed in a virtual environment of its own under ``.bench/peers``. The page cache is warm, start-up counts.
 *Floor*: two threads read all inputs of a merge and write and sync as many bytes as its output. mergekit is
 run with its defaults and with one thread, and counts with the faster. ``anon`` is the peak of anonymous
-memory, sampled. ``--large`` also merges 3 fine-tunes of 4 billion parameters (24 GB of disk; hard links)
-under a limit of 1.5 GiB on the process's data.
+memory, sampled. Outputs are removed before each run, untimed. ``--large`` also merges 3 fine-tunes of 4
+billion parameters (24 GB of disk; hard links) under a limit of 1.5 GiB on the process's data.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import shutil
+import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.commands import best, floor, run
 from benchmarks.machine import describe, write
 from benchmarks.real_data import MODEL, fetch
 from benchmarks.synthetic import LARGE, MEDIUM, Size, files_of, link, make, many_tensors, parameters
@@ -63,55 +61,6 @@ model.save_pretrained(out, selected_adapters=["merged"])
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Took:
-    """One command: wall and CPU seconds, peak anonymous memory in bytes."""
-
-    wall: float
-    cpu: float
-    anon: int
-    code: int
-
-
-def run(
-    command: Sequence[str | Path], env: Mapping[str, str] | None = None, limit: int | None = None
-) -> Took:
-    """Run a command to its end, sampling its anonymous memory; ``limit`` is on its data, in bytes."""
-
-    def limited() -> None:
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    begun = time.perf_counter()
-    with subprocess.Popen(
-        [str(part) for part in command],
-        # bytecode is kept, as after any installation, whatever this shell says
-        env={**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONDONTWRITEBYTECODE": "", **(env or {})},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=limited,
-    ) as process:  # fmt: skip
-        anon = 0
-        while process.poll() is None:
-            anon = max(anon, _anonymous(process.pid))
-            time.sleep(0.02)
-        wall = time.perf_counter() - begun
-        told = process.stderr.read().decode() if process.stderr else ""
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    if process.returncode:
-        print(told[-2000:], file=sys.stderr)
-    return Took(wall, cpu, anon, process.returncode)
-
-
-def _anonymous(pid: int) -> int:
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    found = [line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")]
-    return int(found[0]) * 1024 if found else 0
-
-
 def ours(models: Sequence[Path], base: Path | None, out: Path, options: Sequence[str]) -> list[str | Path]:
     merge = Path(sys.executable).with_name("merge")
     named: list[str | Path] = ["--base", base] if base else []
@@ -145,38 +94,6 @@ def install_peer() -> Path:
     return command
 
 
-def floor(inputs: Sequence[Path], nbytes: int, home: Path = HOME) -> float:
-    """Seconds in which two threads read all inputs and write and sync ``nbytes``, in the folder ``home``."""
-    target = home / "floor"
-    half = bytes(4 << 20)
-
-    def read(file: Path) -> None:
-        buffer = bytearray(4 << 20)
-        with file.open("rb", buffering=0) as opened:
-            while opened.readinto(buffer):
-                pass
-
-    def write(number: int) -> None:
-        with target.with_suffix(f".{number}").open("wb", buffering=0) as opened:
-            for _ in range(nbytes // 2 // len(half)):
-                opened.write(half)
-            os.fsync(opened.fileno())
-
-    begun = time.perf_counter()
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(read, inputs))
-        list(pool.map(write, range(2)))
-    took = time.perf_counter() - begun
-    for number in range(2):
-        target.with_suffix(f".{number}").unlink()
-    return took
-
-
-def best(runs: int, command: Callable[[], Took]) -> Took:
-    """The fastest of several runs."""
-    return min((command() for _ in range(runs)), key=lambda took: took.wall)
-
-
 def medium(runs: int, peer: Path | None, out: Console) -> list[dict[str, object]]:
     """Base and three fine-tunes of 309 million parameters, by every rule."""
     names = ["base", "m1", "m2", "m3"]
@@ -187,8 +104,8 @@ def medium(runs: int, peer: Path | None, out: Console) -> list[dict[str, object]
     for rule, (options, theirs) in RULES.items():
         needed = None if rule == "linear" else base
         inputs = files_of([*models, *([base] if needed else [])])
-        low = min(floor(inputs, 2 * parameters(MEDIUM)) for _ in range(runs))
-        mine = best(runs, lambda o=options, n=needed: run(ours(models, n, HOME / "out", o)))  # type: ignore[misc]
+        low = min(floor(inputs, 2 * parameters(MEDIUM), HOME) for _ in range(runs))
+        mine = best(runs, ours(models, needed, HOME / "out", options), HOME / "out")
         row: dict[str, object] = {"rule": rule, "floor": low, "paring": asdict(mine)}
         if peer is not None and theirs is not None:
             recipe = peers(models, needed, HOME / "theirs", theirs)
@@ -196,21 +113,27 @@ def medium(runs: int, peer: Path | None, out: Console) -> list[dict[str, object]
             settings: list[Mapping[str, str]] = [{"OMP_NUM_THREADS": "1"}, {}]
             if "ties" in rule:  # one thread is twice as fast, and minutes are minutes
                 settings = settings[:1]
-            row["mergekit"] = asdict(min((run(command, env) for env in settings), key=lambda t: t.wall))
+            tried = (run(command, env, fresh=HOME / "theirs") for env in settings)
+            row["mergekit"] = asdict(min(tried, key=lambda t: t.wall))
         rows.append(row)
         out.print(line(row))
-    ours_again = next(row for row in rows if row["rule"] == "task_arithmetic")
-    pcb = next(row for row in rows if row["rule"] == "pcb")
-    out.print(f"pcb takes {wall(pcb) / wall(ours_again):.1f} times task_arithmetic")
+    ratio = in_turns(models, base, ("pcb", "task_arithmetic"), 2 * runs)
+    rows.append({"rule": "pcb over task_arithmetic", "ratio": ratio})
+    out.print(f"pcb takes {ratio:.1f} times task_arithmetic")
     for name in ("out", "theirs"):
         shutil.rmtree(HOME / name, ignore_errors=True)
     return rows
 
 
-def wall(row: Mapping[str, object], who: str = "paring") -> float:
-    found = row[who]
-    assert isinstance(found, dict)
-    return float(found["wall"])
+def in_turns(models: Sequence[Path], base: Path, rules: tuple[str, str], runs: int) -> float:
+    """The median of how many times as long the first rule takes as the second one right after it."""
+    ratios = []
+    for _ in range(runs):
+        first, second = (
+            run(ours(models, base, HOME / "out", RULES[rule][0]), fresh=HOME / "out").wall for rule in rules
+        )
+        ratios.append(first / second)
+    return statistics.median(ratios)
 
 
 def line(row: Mapping[str, object]) -> str:
@@ -237,13 +160,13 @@ def small(runs: int, out: Console) -> list[dict[str, object]]:
     for seed, folder in enumerate(folders):
         many_tensors(folder, 7203, seed)
     tiny = ours(folders[1:], folders[0], HOME / "out", ("--method", "task_arithmetic"))
-    took = best(runs, lambda: run(tiny))
+    took = best(runs, tiny)
     out.print(f"7,203 tiny tensors: {took.cpu:.2f} s of CPU, {took.wall:.2f} s")
     rows.append({"rule": "7203 tensors", "paring": asdict(took)})
     adapters = [ROOT / "fixtures" / "adapters" / name for name in ("rotten", "brown")]
-    took = best(runs, lambda: run(ours(adapters, None, HOME / "lora", ())))
+    took = best(runs, ours(adapters, None, HOME / "lora", ()))
     theirs: list[str | Path] = [sys.executable, "-c", PEFT, fetch() / MODEL, HOME / "peft", *adapters]
-    peft = best(runs, lambda: run(theirs))
+    peft = best(runs, theirs)
     out.print(f"two adapters: {took.wall:.2f} s start to end, PEFT {peft.wall:.2f} s")
     rows.append({"rule": "two adapters", "paring": asdict(took), "peft": asdict(peft)})
     for name in ("out", "lora", "peft"):

@@ -132,11 +132,11 @@ def merge(found: Found) -> str:
             [f"`{row['rule']}`", f"{theirs['wall'] / mine['wall']:.1f}" if theirs else "",
              f"{mine['wall'] / row['floor']:.1f}", f"{mine['wall']:.2f} s", _mib(mine["anon"]), *there]
         )  # fmt: skip
-    by_rule = {row["rule"]: row["paring"] for row in found["rows"]}
+    by_rule = {row["rule"]: row["paring"] for row in found["rows"] if "paring" in row}
+    turns = next(row["ratio"] for row in found["rows"] if "ratio" in row)
     small = next(row for row in found["rows"] if row["rule"] == "two adapters")
     told = [
-        f"`pcb` takes {by_rule['pcb']['wall'] / by_rule['task_arithmetic']['wall']:.1f} times as long as"
-        " `task_arithmetic`.",
+        f"In turns, `pcb` takes {turns:.1f} times as long as `task_arithmetic`.",
         f"7,203 tiny tensors take {by_rule['7203 tensors']['cpu']:.1f} s of CPU.",
         f"Two adapters merge in {small['paring']['wall']:.2f} s from start to end; PEFT, which loads the"
         f" model they are for, takes {small['peft']['wall']:.1f} s.",

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.commands import best, floor
 from benchmarks.machine import describe, write
-from benchmarks.merge import BENCH, Took, best, floor, run
+from benchmarks.merge import BENCH
 from benchmarks.synthetic import MEDIUM, files_of, make, parameters
 
 HOME = BENCH / "prune"
@@ -97,13 +98,12 @@ def main() -> None:
         if asked.only not in (None, mode):
             continue
         low = min(floor([*inputs, *inputs], 2 * parameters(MEDIUM), HOME) for _ in range(asked.runs))
-        mine = best(asked.runs, lambda o=options: run(ours(model, HOME / "out", o)))  # type: ignore[misc]
+        mine = best(asked.runs, ours(model, HOME / "out", options), HOME / "out")
         row: dict[str, object] = {"mode": mode, "floor": low, "paring": asdict(mine)}
         if not asked.no_peer and mode in ("global", "by matrix"):
             scope = "global" if mode == "global" else "tensor"
             theirs: list[str | Path] = [sys.executable, "-c", PEER, model, HOME / "theirs", scope]
-            took: Took = min((run(theirs) for _ in range(min(2, asked.runs))), key=lambda t: t.wall)
-            row["torch"] = asdict(took)
+            row["torch"] = asdict(best(min(2, asked.runs), theirs, HOME / "theirs"))
         rows.append(row)
         out.print(line(row))
     for name in ("out", "theirs"):
