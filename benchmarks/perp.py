@@ -86,6 +86,8 @@ def rows() -> dict[str, Row]:
         found[f"{kind} reconstruction + PERP"] = Row(kind, "perp", perp(**both))
         for method in ("sparsegpt", "alps"):
             found[f"{kind} {method} + PERP"] = Row(f"{kind} {method}", "perp", perp())
+            both = {"reconstruct": 40, "reconstruct_lr": RATES["reconstruct"] / 10, "samples": 128}
+            found[f"{kind} {method} + reconstruction + PERP"] = Row(f"{kind} {method}", "perp", perp(**both))
         if kind != "2:4":
             found[f"{kind} PST"] = Row(kind, "pst", {**TRAINING, "lr": RATES["adapters"]})
             found[f"{kind} PERP in 3 cycles"] = Row(kind, "perp", perp(cycles=3, steps=42))
