@@ -7,7 +7,6 @@ of that name here, from ``benchmarks/results``. Nothing between marks is written
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from benchmarks import perp as perp_rows
 from benchmarks.machine import ROOT
+from benchmarks.plots import mean
 
 RESULTS = ROOT / "benchmarks" / "results"
 _MARK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- /figures -->)", re.S)
@@ -83,10 +83,10 @@ def adapters(found: Found) -> str:
     for row in found["rows"]:
         if row["method"] in ("dense", "base alone"):
             continue
-        kept, bound = row["kept"], _mean(row["over_bound"])
+        kept, bound = row["kept"], mean(row["over_bound"])
         rows.append(
-            [_METHODS.get(row["method"], row["method"]), f"{_mean(row['ratio_fp16']):.1f}",
-             f"{_mean(row['error']):.3f}", _share(kept, "accuracy"), _share(kept, "nll"),
+            [_METHODS.get(row["method"], row["method"]), f"{mean(row['ratio_fp16']):.1f}",
+             f"{mean(row['error']):.3f}", _share(kept, "accuracy"), _share(kept, "nll"),
              f"{bound:.2f}" if bound else ""]
         )  # fmt: skip
     return grid(head, rows)
@@ -154,7 +154,7 @@ def merge_quality(found: Found) -> str:
         scale = "" if row["scale"] is None else f"{row['scale']:g}"
         rule = row["rule"] if row["scale"] is None else f"`{row['rule']}{options}`"
         rows.append(
-            [rule, scale, f"{_mean(row['accuracy']):.3f}", f"{row['closed']:.2f} ± {row['error']:.2f}"]
+            [rule, scale, f"{mean(row['accuracy']):.3f}", f"{row['closed']:.2f} ± {row['error']:.2f}"]
         )
     return grid(["rule", "scale", "accuracy", "closed"], rows)
 
@@ -214,11 +214,6 @@ BLOCKS: Mapping[str, tuple[str, Callable[[Found], str]]] = {
 
 def _share(kept: Mapping[str, float], of: str, digits: int = 3) -> str:
     return f"{kept[of]:.{digits}f} ± {kept[f'{of}_se']:.{digits}f}"
-
-
-def _mean(by_task: Mapping[str, float | None]) -> float:
-    values = [value for value in by_task.values() if value is not None]
-    return math.fsum(values) / len(values) if values else 0.0
 
 
 def _mib(nbytes: int) -> str:

@@ -32,7 +32,7 @@ def gain_and_error(rows: Rows, file: Path) -> None:
         (line,) = axes[0].plot(sizes, kept, **style)
         low, high = ([k + sign * e for k, e in zip(kept, errors, strict=True)] for sign in (-1, 1))
         axes[0].fill_between(sizes, low, high, color=line.get_color(), alpha=0.1, linewidth=0)
-        axes[1].plot(sizes, [_mean(row["error"]) for row in mine], color=line.get_color(), **style)
+        axes[1].plot(sizes, [mean(row["error"]) for row in mine], color=line.get_color(), **style)
     for axis, title in zip(
         axes, ("share of the accuracy gain kept", "relative error of the update"), strict=True
     ):
@@ -50,9 +50,10 @@ def gain_and_error(rows: Rows, file: Path) -> None:
 
 
 def _ratio(row: Mapping[str, Any]) -> float:
-    return _mean(row["ratio_fp16"])
+    return mean(row["ratio_fp16"])
 
 
-def _mean(by_task: Mapping[str, float | None]) -> float:
+def mean(by_task: Mapping[str, float | None]) -> float:
+    """The mean over the tasks that have a value; 0 where none has."""
     values = [value for value in by_task.values() if value is not None]
     return sum(values) / len(values) if values else 0.0
