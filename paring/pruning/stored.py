@@ -49,15 +49,17 @@ def targets_of(checkpoint: Checkpoint) -> list[Target]:
     return sort(checkpoint, config, told.get("include", ()), told.get("exclude", ()))[0]
 
 
-def _text(value: object) -> bool:
+def is_text(value: object) -> bool:
+    """Whether a recipe's value can be a name or a path."""
     return isinstance(value, str) and "\0" not in value
 
 
 def _texts(value: object) -> bool:
-    return isinstance(value, list) and all(map(_text, value))
+    return isinstance(value, list) and all(map(is_text, value))
 
 
-def _whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
+    """Whether a recipe's value is a whole number."""
     return type(value) is int
 
 
@@ -72,10 +74,10 @@ def _options(value: object) -> bool:
 #: field -> whether a value can be its
 _SOUND: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(
-        ("model", "method", "sparsity", "scope", "allocate", "lines", "tail", "stats", "mask"), _text
+        ("model", "method", "sparsity", "scope", "allocate", "lines", "tail", "stats", "mask"), is_text
     ),
     **dict.fromkeys(("include", "exclude"), _texts),
-    **dict.fromkeys(("keep", "of", "shard_size"), _whole),
+    **dict.fromkeys(("keep", "of", "shard_size"), is_whole),
     **dict.fromkeys(("budgets", "options"), _options),
     **dict.fromkeys(("outliers", "spread"), _number),
     "refit": lambda value: isinstance(value, bool),

@@ -63,29 +63,25 @@ def made_of(recipe: Mapping[str, Any], where: str) -> Made:
     return Made(request, job, recipe["sha256"], recipe["made_with"])
 
 
-def _text(value: object) -> bool:
-    return isinstance(value, str) and "\0" not in value
-
-
 def _texts(value: object) -> bool:
-    return isinstance(value, dict) and all(map(_text, value.values()))
-
-
-def _whole(value: object) -> bool:
-    return type(value) is int
+    return isinstance(value, dict) and all(map(stored.is_text, value.values()))
 
 
 def _made_with(value: object) -> bool:
     if not isinstance(value, dict) or value.keys() != {"device", "threads", "torch", "transformers"}:
         return False
     threads = value["threads"]
-    return _whole(threads) and threads > 0 and all(_text(value[key]) for key in value if key != "threads")
+    return (
+        stored.is_whole(threads)
+        and threads > 0
+        and all(stored.is_text(value[key]) for key in value if key != "threads")
+    )
 
 
 #: what a recipe holds, and whether a value can be that
 _SOUND: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("method", "data", "field"), _text),
-    **dict.fromkeys(("length", "seed"), _whole),
+    **dict.fromkeys(("method", "data", "field"), stored.is_text),
+    **dict.fromkeys(("length", "seed"), stored.is_whole),
     **dict.fromkeys(("options", "pruning"), lambda value: isinstance(value, dict)),
     "sha256": _texts,
     "made_with": _made_with,
