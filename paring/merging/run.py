@@ -50,7 +50,8 @@ def run(
     changes meanwhile; OutputError.
     """
     started = time.perf_counter()
-    _planned(plan, device).fit(memory)
+    if memory is not None:  # too little is refused before anything is read or downloaded
+        _planned(plan, device).fit(memory)
     if dry_run:
         return _report(plan, started, {}, device, dry_run=True)
     if not plan.single:  # what writing would refuse, before anything is read or downloaded
