@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from paring.checkpoint import Checkpoint
 from paring.dtypes import Stored
 from paring.errors import BadFileError, UnsupportedError
+from paring.hub.names import PathLike
 from paring.hub.reading import located
 from paring.packed import Packed, open_source
 from paring.plan import thread_count
@@ -16,7 +17,6 @@ from paring.plan import thread_count
 if TYPE_CHECKING:
     import torch
 
-PathLike = str | os.PathLike[str]
 _CONFIG = "adapter_config.json"
 
 

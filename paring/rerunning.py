@@ -17,9 +17,9 @@ from paring.finetuned.table import holds_delta
 from paring.hub.names import parse
 from paring.hub.reading import located
 from paring.merging import verb
-from paring.merging.planning import check
 from paring.merging.recipes.stored import inputs_of, request_of
 from paring.merging.record import RECIPE
+from paring.merging.request import check
 from paring.merging.single import How
 from paring.packed import Packed, open_source
 from paring.plan import plan_compress

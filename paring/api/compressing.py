@@ -11,9 +11,10 @@ from typing import Any
 from paring import registry
 from paring.budget import Budget
 from paring.errors import OptionError
+from paring.hub.names import PathLike
 from paring.hub.reading import located
 from paring.hub.verbs import naming
-from paring.loading import PathLike, chosen
+from paring.loading import chosen
 from paring.plan import plan_compress, thread_count
 from paring.report import Conversion, Report
 

@@ -32,7 +32,8 @@ from paring.merging.inputs import (
 from paring.merging.models import F32, F64, Mix, Models, Result, Target
 from paring.merging.modules import Joint, key
 from paring.merging.outcome import Outcome, write
-from paring.merging.planning import Request, alike, check
+from paring.merging.planning import alike
+from paring.merging.request import Request, check
 from paring.merging.sources import Source, Updates
 from paring.merging.weights import Weighting, layers_in, parse
 from paring.plan import thread_count

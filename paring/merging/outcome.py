@@ -23,7 +23,7 @@ from paring.plan import refuse_sealed
 from paring.report import ModuleReport
 
 if TYPE_CHECKING:
-    from paring.merging.planning import Request
+    from paring.merging.request import Request
 
 _OURS = (WEIGHTS, CONFIG, "README.md")
 
