@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import perp as perp_rows
+from benchmarks import repaired
 from benchmarks.machine import ROOT
 from benchmarks.plots import mean
 
@@ -193,15 +193,38 @@ def prune_quality(found: Found) -> str:
 
 
 def perp(found: Found) -> str:
-    return perp_rows.table(found["rows"])
+    return repaired.table(found["rows"])
 
 
 def gpu(found: Found) -> str:
+    sides = ("cpu", "device")
     merges = [
-        [f"`{row['rule']}`", *(f"{row[key]:.2f} s" for key in ("floor", "cpu", "cuda"))]
-        for row in found["merges"]
+        [f"`{row['rule']}`", *(f"{row[key]:.2f} s" for key in ("floor", *sides))] for row in found["merges"]
     ]
-    return grid(["rule", "floor", "CPU", "GPU"], merges)
+    roof = found["kernels"][0]
+    kernels = [
+        [
+            f"`{row['kernel']}`",
+            *(f"{row[key]:,.3g}" for key in sides),
+            f"{row['device'] / roof['device']:.2f}",
+        ]
+        for row in found["kernels"]
+    ]
+    spectra, eight = found["spectra"], found["eight"]
+    told = [
+        f"PCB over {eight['models']} models of {eight['parameters'] / 1e9:.2g} billion parameters:"
+        f" {eight['device']:.1f} s on the GPU, {eight['cpu']:.1f} s on the CPU, where reading them and writing"
+        f" the result takes {eight['floor']:.1f} s.",
+        f"The singular components of a LoRA of {spectra['layers']} layers of LLaMA-7B, rank 64:"
+        f" {spectra['device']:.1f} s on the GPU, {spectra['cpu']:.1f} s on the CPU.",
+    ]
+    return "\n\n".join(
+        [
+            grid(["rule", "floor", "CPU", "GPU"], merges),
+            grid(["kernel, GB/s", "one thread of the CPU", "GPU", "of the GPU's copy"], kernels),
+            " ".join(told),
+        ]
+    )
 
 
 BLOCKS: Mapping[str, tuple[str, Callable[[Found], str]]] = {

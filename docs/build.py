@@ -202,12 +202,9 @@ def _signature(name: str, verb: Callable[..., Any]) -> list[str]:
 
 def _classes(module: Any) -> list[tuple[str, type]]:
     """The public classes that a module defines, in order of the file."""
-    found = [
-        (name, kind)
-        for name, kind in vars(module).items()
-        if inspect.isclass(kind) and kind.__module__ == module.__name__
-    ]
-    return [(name, kind) for name, kind in found if not name.startswith("_")]
+    found = [(name, kind) for name, kind in vars(module).items() if inspect.isclass(kind)]
+    own = [(name, kind) for name, kind in found if kind.__module__ == module.__name__]
+    return [(name, kind) for name, kind in own if not name.startswith("_")]
 
 
 def _rest(function: Callable[..., Any]) -> str:

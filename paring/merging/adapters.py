@@ -22,13 +22,7 @@ from paring.coding import Factors
 from paring.dtypes import Stored, from_f32, refuse_nonfinite
 from paring.errors import OptionError, UnsupportedError
 from paring.merging.chunks import on_cpu
-from paring.merging.inputs import (
-    Model,
-    assumed_scales,
-    different_bases,
-    full_tensors,
-    refuse_kinds,
-)
+from paring.merging.inputs import Model, assumed_scales, different_bases, full_tensors, refuse_kinds
 from paring.merging.models import F32, F64, Mix, Models, Result, Target
 from paring.merging.modules import Joint, key
 from paring.merging.outcome import Outcome, write
