@@ -213,8 +213,8 @@ def gpu(found: Found) -> str:
     spectra, eight = found["spectra"], found["eight"]
     told = [
         f"PCB over {eight['models']} models of {eight['parameters'] / 1e9:.2g} billion parameters:"
-        f" {eight['device']:.1f} s on the GPU, {eight['cpu']:.1f} s on the CPU, where reading them and writing"
-        f" the result takes {eight['floor']:.1f} s.",
+        f" {eight['device']:.1f} s on the GPU, {eight['cpu']:.1f} s on the CPU, where reading and writing take"
+        f" {eight['floor']:.1f} s.",
         f"The singular components of a LoRA of {spectra['layers']} layers of LLaMA-7B, rank 64:"
         f" {spectra['device']:.1f} s on the GPU, {spectra['cpu']:.1f} s on the CPU.",
     ]
