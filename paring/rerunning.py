@@ -12,7 +12,7 @@ from paring import atomic, compressing
 from paring.budget import Budget
 from paring.checkpoint import Checkpoint
 from paring.errors import BadFileError, OptionError, UnsupportedError
-from paring.finetuned.plan import compress
+from paring.finetuned.run import compress
 from paring.finetuned.table import holds_delta
 from paring.hub.names import parse
 from paring.hub.reading import located

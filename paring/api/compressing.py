@@ -76,9 +76,10 @@ def compress(
         raise OptionError(f"method {method} takes one adapter at a time, not {len(sources)} all together")
     (source,) = sources
     if base is not None:
-        from paring.finetuned import plan as finetuning
+        from paring.finetuned import run as finetuning
+        from paring.finetuned.plan import is_full
 
-        if finetuning.is_full(source):
+        if is_full(source):
             return finetuning.compress(
                 source, base, output, dry_run=dry_run, budget=budget, method=method, options=options,
                 carry=carry, overwrite=overwrite, threads=threads, device=device,

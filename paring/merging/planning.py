@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 from paring import atomic
-from paring.decompressing import parse_dtype
+from paring.dtypes import parse_dtype
 from paring.errors import OptionError, OutputError, UnsupportedError
 from paring.hub.names import PathLike
 from paring.merging import configs

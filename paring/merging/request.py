@@ -8,7 +8,7 @@ from typing import Any
 
 import paring
 from paring import registry
-from paring.decompressing import parse_dtype
+from paring.dtypes import parse_dtype
 from paring.errors import OptionError
 from paring.merging import layers as numbered
 from paring.merging.keeping import refuse_options
