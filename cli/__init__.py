@@ -83,14 +83,15 @@ def prune_main() -> None:
 def _run(command: click.Command, name: str) -> None:
     from paring.errors import OptionError, ParingError
 
+    color = False if os.environ.get("NO_COLOR") else None  # rich sees to this itself, click does not
     gc.set_threshold(50_000, 20, 100)  # what a command makes lives to its end: look for garbage rarely
     try:
-        code = command.main(prog_name=name, standalone_mode=False) or 0
+        code = command.main(prog_name=name, standalone_mode=False, color=color) or 0
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.secho("interrupted; nothing was left half written", fg="red", err=True)
+        click.secho("interrupted; nothing was left half written", fg="red", err=True, color=color)
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; say nothing at exit
@@ -100,9 +101,11 @@ def _run(command: click.Command, name: str) -> None:
             raise
         if isinstance(error, ParingError):
             text = str(error)
+        elif isinstance(error, OSError) and error.filename is not None:  # the machine's doing, not ours
+            text = f"{error.filename}: {error.strerror}"
         else:
             text = f"{type(error).__name__}: {error} (this should not happen: --debug shows where)"
-        click.secho(f"error: {text}", fg="red", err=True)
+        click.secho(f"error: {text}", fg="red", err=True, color=color)
         code = 2 if isinstance(error, OptionError) else 1
     gc.freeze()  # nor at the very end, where looking through all of numba takes .25 s
     sys.exit(code if isinstance(code, int) else 0)

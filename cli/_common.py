@@ -147,7 +147,7 @@ def show_checks(found: Verification, *, as_json: bool, quiet: bool, brief: bool 
 def tell_of_rest(output: str, kinds: tuple[str, ...]) -> None:
     """After Ctrl-C: what is there stays for the same command."""
     target = Path(output).absolute()
-    kept = [target.with_name(f".{target.name}.{kind}") for kind in kinds]
+    kept = [target.parent / f".{target.name}.{kind}" for kind in kinds]
     if isinstance(sys.exc_info()[1], KeyboardInterrupt) and (there := [p for p in kept if p.exists()]):
         click.echo(f"what is done is kept in {there[0]}: the same command goes on from there", err=True)
 

@@ -12,7 +12,7 @@ from paring import registry
 from paring.cli import _common as common
 from paring.cli import _hub as hub
 from paring.cli import _methods as methods
-from paring.errors import OptionError, ParingError
+from paring.errors import OptionError, OutputError, ParingError
 
 if TYPE_CHECKING:
     from paring.hub.pushing import Push
@@ -82,7 +82,7 @@ def command(
         return _pool(adapters, output, arguments, push, as_json, quiet, verbose)
     if len(sources) > 1 or (output is not None and Path(output).is_dir()) or (output or "").endswith("/"):
         return _many(sources, output, arguments, push, as_json, quiet, verbose)
-    report = _one(sources[0], Path(output) if output else None, arguments, quiet, verbose)
+    report = _one(adapters[0], Path(output) if output else None, arguments, quiet, verbose)
     report = hub.published(report, push, quiet=quiet, verbose=verbose)
     if as_json:
         common.print_json(report)
@@ -118,10 +118,10 @@ def _pool(
     return 0
 
 
-def _one(source: Path, output: Path | None, arguments: dict[str, Any], quiet: bool, verbose: bool) -> Report:
+def _one(source: str, output: Path | None, arguments: dict[str, Any], quiet: bool, verbose: bool) -> Report:
     from paring import api
 
-    with common.progress(f"compressing {source}", quiet=quiet, verbose=verbose):
+    with common.progress(f"compressing {Path(source)}", quiet=quiet, verbose=verbose):
         return api.compress(source, output, **arguments)
 
 
@@ -141,6 +141,9 @@ def _many(
         raise click.UsageError("several adapters need a folder to go to: add -o DIR")
     if Path(output).exists() and not Path(output).is_dir():
         raise click.UsageError(f"-o {output} is a file; several adapters need a folder")
+    for source in sources:
+        if source.is_dir() and Path(output).is_dir() and source.samefile(output):
+            raise OutputError(f"{output} is an input, and inputs are never changed: choose another -o")
     targets = plan.outputs(sources, Path(output))
     reports: list[Report] = []
     failures: list[tuple[Path, str]] = []

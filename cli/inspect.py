@@ -91,18 +91,17 @@ def _packed(packed: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _show_modules(out: Any, found: Inspection, verbose: bool) -> None:
     some = found.modules if verbose else found.modules[:_ROWS]
-    columns = ["module", "shape", "rank"] + (["density", "error"] if found.packed else ["scale"])
-    rows = common.table(*columns)
+    dense = any(m.density is not None for m in found.modules)  # ternary codings tell it
+    columns = (["density", "error"] if dense else ["error"]) if found.packed else ["scale"]
+    rows = common.table("module", "shape", "rank", *columns)
     for m in some:
         shape = f"{m.shape[0]} × {m.shape[1]}"
-        if found.packed:
-            extra = [
-                "-" if m.density is None else f"{m.density:.3f}",
-                "-" if m.error is None else f"{m.error:.3f}",
-            ]
-        else:
-            extra = ["-" if m.scale is None else f"{m.scale:g}"]
-        rows.add_row(common.short(m.name), shape, str(m.rank or "-"), *extra)
+        figures = {
+            "density": "-" if m.density is None else f"{m.density:.3f}",
+            "error": "-" if m.error is None else f"{m.error:.3f}",
+            "scale": "-" if m.scale is None else f"{m.scale:g}",
+        }
+        rows.add_row(common.short(m.name), shape, str(m.rank or "-"), *(figures[name] for name in columns))
     out.print(rows)
     if len(some) < len(found.modules):
         out.print(f"… and {len(found.modules) - len(some)} more modules; -v shows all\n")
@@ -110,9 +109,10 @@ def _show_modules(out: Any, found: Inspection, verbose: bool) -> None:
 
 def _show_carried(out: Any, found: Inspection, verbose: bool) -> None:
     some = found.carried if verbose else found.carried[:_ROWS]
-    rows = common.table("other tensor", "bytes", "why")
+    plain = found.kind == "checkpoint"  # nothing is expected of its tensors, so none is another
+    rows = common.table(*(("tensor", "bytes") if plain else ("other tensor", "bytes", "why")))
     for tensor in some:
-        rows.add_row(common.short(tensor.name), f"{tensor.bytes:,}", tensor.why)
+        rows.add_row(common.short(tensor.name), f"{tensor.bytes:,}", *(() if plain else (tensor.why,)))
     out.print(rows)
     if len(some) < len(found.carried):
         out.print(f"… and {len(found.carried) - len(some)} more tensors; -v shows all\n")

@@ -22,15 +22,19 @@ def command(kind: registry.Kind | None, as_json: bool, quiet: bool, verbose: boo
         return
     if quiet:
         return
+    from rich.padding import Padding
+
     out = common.console()
     for m in found:
-        out.print(f"[bold]{m.kind} --method {m.name}[/]  {common.short(m.summary)}")
-        out.print(f"    {common.short(m.reference)}", style="dim")
+        out.print(f"[bold]{m.kind} --method {m.name}[/]  {common.short(m.summary)}", soft_wrap=True)
+        about = [f"[dim]{common.short(m.reference)}[/]"]
         for option in m.options.values():
             default = "" if option.default is None else f" (default {option.default})"
-            out.print(f"    --{option.name.replace('_', '-')}: {common.short(option.help)}{default}")
+            about.append(f"--{option.name.replace('_', '-')}: {common.short(option.help)}{default}")
         for name, preset in m.presets.items():
-            out.print(f"    --{name}: the same as {common.recipe_text(dict(preset))}")
+            about.append(f"--{name}: the same as {common.recipe_text(dict(preset))}")
+        for text in about:
+            out.print(Padding(text, (0, 0, 0, 4), expand=False))
 
 
 def _plain(method: registry.Method) -> dict[str, Any]:

@@ -191,8 +191,8 @@ def load(kind: Kind, name: str) -> Method:
     elif wanted in (found := _entries(kind)):  # a search through all distributions there are
         function = found[wanted].load()
     else:
-        hint = nearest(wanted, names(kind))
-        raise OptionError(f"there is no {kind} method {name!r}{hint}; `paring methods` lists them")
+        hint = nearest(wanted, names(kind)) or "; `paring methods` lists them"
+        raise OptionError(f"there is no {kind} method {name!r}{hint}")
     return describe(function, kind, wanted)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from paring.checkpoint import Checkpoint
 from paring.errors import BadFileError, OptionError, UnsupportedError
 from paring.finetuned.run import compress
 from paring.finetuned.table import holds_delta
+from paring.folders import choose
 from paring.hub.names import parse
 from paring.hub.reading import located
 from paring.merging import verb
@@ -158,7 +159,8 @@ def _compress(opened: Packed, made: Path, output: Path, how: How, source: Path |
     where = Path(located(source)) if source else None
     if where is None and repository is not None:
         where = Path(located(repository))
-    path = where or _find(made, [file, Path(stem) / file, Path(stem)], origin["name"])
+    candidates = [file, Path(stem) / file, Path(stem)]
+    path = where or _find(made, candidates, origin["name"], "name its source (--source)", _is_one)
     budget = Budget(*(options.pop(name, None) for name in ("ratio", "error", "bits_per_param")))
     carry = options.pop("carry")
     if holds_delta(opened):
@@ -193,19 +195,28 @@ def _homes(made: Path) -> tuple[Path, Path]:
     return Path(), made.absolute().parent
 
 
-def _find(made: Path, candidates: Sequence[Path], name: str) -> Path:
+def _is_one(path: Path) -> bool:
+    """Whether something may be a source by its looks: a file, or a folder that holds one checkpoint."""
+    try:
+        return bool(choose([file.name for file in path.iterdir()], path)) if path.is_dir() else path.exists()
+    except BadFileError:
+        return False
+
+
+def _find(
+    made: Path, candidates: Sequence[Path], name: str, remedy: str = "put it back, or link to it",
+    fits: Callable[[Path], bool] = Path.exists,
+) -> Path:  # fmt: skip
     """The first that is there, from the current folder or from that of ``made``."""
     homes = _homes(made)
     for home in homes:
         for candidate in candidates:
-            if (home / candidate).exists():
+            if fits(home / candidate):
                 return home / candidate
     if parse(name) is not None:
         return Path(located(name))
     where = "there" if Path(name).is_absolute() else f"here or in {homes[1]}"
-    raise BadFileError(
-        f"{made} was made of {name}, which is not {where} any more: put it back, or link to it"
-    )
+    raise BadFileError(f"{made} was made of {name}, which is not {where}: {remedy}")
 
 
 def _difference(before: Checkpoint, output: Path) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+
+from paring.cli import main
 
 ROOT = Path(__file__).parent.parent
 ROTTEN = ROOT / "fixtures" / "adapters" / "rotten"
@@ -186,9 +192,75 @@ def test_help_names_the_methods_options_and_methods_lists_them() -> None:
     assert "--paper" in help_text
     listed = run("paring", "methods", "--json")
     assert "compeft" in {method["name"] for method in json.loads(listed.stdout)["methods"]}
+    lines = run("paring", "methods").stdout.splitlines()
+    assert all(line.startswith(("    ", "compress ", "merge ", "prune ")) for line in lines)
     typo = run("paring", "compres")
     assert typo.returncode == 2
     assert "'compress'" in typo.stderr
+
+
+def test_an_input_is_no_folder_to_write_in(tmp_path: Path) -> None:
+    shutil.copytree(ROTTEN, tmp_path / "a")
+    before = sorted((tmp_path / "a").iterdir())
+    done = run("compress", tmp_path / "a", "-o", tmp_path / "a", "--overwrite")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "a is an input, and inputs are never changed" in done.stderr
+    assert sorted((tmp_path / "a").iterdir()) == before
+
+
+@pytest.mark.parametrize("entry", ["compress", "merge"])
+def test_an_empty_name_is_not_the_current_folder(entry: str, tmp_path: Path) -> None:
+    shutil.copytree(ROTTEN, tmp_path / "a")
+    done = run(entry, "", "-o", tmp_path / "x.safetensors", cwd=tmp_path / "a")
+    assert done.returncode == 2
+    assert "the name of an input is empty" in done.stderr
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_the_root_is_no_output() -> None:
+    done = run("merge", WEIGHTS, WEIGHTS, "-o", "/", "--dry-run")
+    assert done.returncode == 1
+    assert "should not happen" not in done.stderr
+
+
+def test_what_the_system_refuses_is_no_bug_of_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "locked/a")
+
+    monkeypatch.setattr(Path, "exists", refused)
+    monkeypatch.setattr(sys, "argv", ["paring", "inspect", "locked/a"])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert capsys.readouterr().err == "error: locked/a: Permission denied\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX terminals")
+@pytest.mark.parametrize(("value", "coloured"), [("", True), ("1", False)])
+def test_no_color_is_heard(value: str, coloured: bool, tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    code = "from paring.cli import main; main()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": value, "TERM": "xterm"}
+    command = [sys.executable, "-c", code, "verify", str(tmp_path / "none")]
+    subprocess.run(command, env=environment, stderr=theirs, check=False, timeout=200)
+    text = os.read(ours, 4096)
+    os.close(ours)
+    os.close(theirs)
+    assert b"does not exist" in text
+    assert (b"\x1b[31m" in text) == coloured
+
+
+def test_inspect_lists_a_checkpoint_without_excuses(tmp_path: Path) -> None:
+    save_file({"layer.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
+    shown = run("paring", "inspect", tmp_path)
+    assert "kind  checkpoint" in shown.stdout
+    assert "other tensor" not in shown.stdout
+    assert "adapter" not in shown.stdout
+
+
+def test_inspect_shows_no_column_without_a_number(small: Path) -> None:
+    assert "density" not in run("paring", "inspect", small).stdout
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

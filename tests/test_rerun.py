@@ -100,7 +100,12 @@ def test_a_packed_file(here):
     assert rerun("x.paring.safetensors", "again.safetensors").same
     assert (here / "again.safetensors").read_bytes() == (here / "x.paring.safetensors").read_bytes()
     (here / "x").rename(here / "moved")
-    with pytest.raises(BadFileError, match=r"adapter_model\.safetensors, which is not here"):
+    with pytest.raises(BadFileError, match=r"adapter_model\.safetensors, which is not here.* \(--source\)"):
+        rerun("x.paring.safetensors", "more.safetensors")
+    for name in ("one.safetensors", "two.safetensors"):  # a folder of the file's name that is no adapter
+        (here / "x").mkdir(exist_ok=True)
+        shutil.copy(here / "moved" / "adapter_model.safetensors", here / "x" / name)
+    with pytest.raises(BadFileError, match=r"which is not here.* \(--source\)"):
         rerun("x.paring.safetensors", "more.safetensors")
     assert rerun("x.paring.safetensors", "more.safetensors", source="moved").same
     put_adapter(here / "other", lora(2), config())

@@ -17,7 +17,7 @@ from logging import getLogger
 from pathlib import Path, PurePosixPath
 
 from paring import awaited
-from paring.errors import BadFileError, HubError, OutputError, UnsupportedError
+from paring.errors import BadFileError, HubError, OptionError, OutputError, UnsupportedError
 from paring.folders import INDEX, choose
 from paring.hub import client
 from paring.hub.errors import reporting
@@ -40,9 +40,12 @@ def located(name: PathLike) -> str:
     """The path of a source: its own when there is such a file or folder, or that in the client's cache of a
     repository on the Hub, whose weights may still be awaited. Any other name is returned as it is.
 
-    Raises HubError, UnsupportedError for a repository of pickles, OptionError for a wrong ``hf://``.
+    Raises HubError, UnsupportedError for a repository of pickles, OptionError for a wrong ``hf://``
+    and for no name at all.
     """
     text = os.fspath(name)
+    if not text:  # pathlib would take it for the current folder
+        raise OptionError("the name of an input is empty: is a variable unset?")
     file, mark, _ = text.rpartition("#")
     if any(path and "\0" not in path and Path(path).exists() for path in (text, file if mark else "")):
         return text
