@@ -74,7 +74,7 @@ def command(
     \b
     compress adapter_model.safetensors --ratio 20
     compress adapters/* --ratio 20 -o small/
-    compress a b c --method mos -o pool
+    compress a b c --method mos -o pool.paring.safetensors
     """
     arguments = methods.arguments("compress", given)
     sources = [Path(adapter) for adapter in adapters]

@@ -105,8 +105,8 @@ def pared(
     methods = [_method("prune", step["method"]) for step in steps if "method" in step and "mask" not in step]
     return card.render(
         Card(
-            title=_short(model),
-            intro=f"{_PAST[command]} by paring from {_told(model)}",
+            title=f"{_short(model)}, {_PAST[command].lower()}",
+            intro=f"{_PAST[command]} by paring from {_told(model)}.",
             base=card.repositories([model]),
             relation="finetune",
             library=library_of(place),

@@ -484,3 +484,16 @@ def test_options_are_refused_on_a_dry_run(three, tmp_path):
         )
     report = merge(three, tmp_path / "out", dry_run=True)
     assert report.error is None and names(tmp_path) == ["pattern", "plain", "stable"]
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_memory_that_does_not_suffice_is_refused(three, tmp_path, method):
+    with pytest.raises(OptionError, match=r"--memory 1: merging these adapters takes (\d+) bytes") as found:
+        merge(three, tmp_path / "out", method=method, memory=1, dry_run=True)
+    enough = int(re.search(r"takes (\d+)", str(found.value))[1])
+    refused("--memory", three, tmp_path, OptionError, method=method, memory=enough - 1)
+    whole, scant = tmp_path / "whole", tmp_path / "scant"
+    merge(three, whole, method=method, threads=2)
+    merge(three, scant, method=method, threads=2, memory=enough)
+    with open_checkpoint(whole) as one, open_checkpoint(scant) as other:
+        assert one.digest() == other.digest()

@@ -24,10 +24,10 @@ from paring.errors import OptionError, UnsupportedError
 from paring.merging.chunks import on_cpu
 from paring.merging.inputs import Model, assumed_scales, different_bases, full_tensors, refuse_kinds
 from paring.merging.models import F32, F64, Mix, Models, Result, Target
-from paring.merging.modules import Joint, key
+from paring.merging.modules import Joint, key, workers
 from paring.merging.outcome import Outcome, write
 from paring.merging.planning import alike
-from paring.merging.request import Request, check
+from paring.merging.request import Request, check, rehearsed
 from paring.merging.sources import Source, Updates
 from paring.merging.weights import Weighting, layers_in, parse
 from paring.plan import thread_count
@@ -48,8 +48,9 @@ def merge(
     threads: int | None,
     known: dict[Any, Any] | None = None,
     device: str = "cpu",
+    memory: int | None = None,
 ) -> Report:
-    """Merge ``models``, all adapters, to the adapter ``output``.
+    """Merge ``models``, all adapters, to the adapter ``output``, in about ``memory`` bytes.
 
     Raises UnsupportedError for what is no plain product (DoRA and the like), adapters of different shapes and
     carried tensors that differ, OptionError, BadValueError, OutputError.
@@ -69,8 +70,10 @@ def merge(
     warnings = alike([None, *models])
     warnings += [*different_bases(models), *assumed_scales(models)]
     merged: list[Merged] = []
+    sums = isinstance(rehearsed(method, options, weighting), Mix)
+    working = workers(joints, sums, memory, thread_count(threads))
     if not dry_run:
-        view = _view(joints, models, weighting, method.unit, thread_count(threads), "seed" in options)
+        view = _view(joints, models, weighting, method.unit, working, "seed" in options)
         view.known, view.device = view.known if known is None else known, device
         rule: Result = method.function(view, **options)
         merged = _merge_all(view, rule, joints, outcome)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from paring.adapters import naming
 from paring.adapters.view import Adapter, LowRank, Vector
 from paring.dtypes import numel
-from paring.errors import UnsupportedError
+from paring.errors import OptionError, UnsupportedError
 from paring.merging.sources import Entry
 
 _PREFIXES = re.compile(
@@ -42,6 +42,25 @@ class Joint:
         """The rank that suffices for a weighted sum."""
         total = sum(part.rank for part in self.parts if isinstance(part, LowRank))
         return max(1, min(total, *self.shape))
+
+
+def workers(joints: Sequence[Joint], sums: bool, memory: int | None, threads: int) -> int:
+    """How many of ``threads`` fit ``memory`` bytes, each at work on a module, beside the factors of all.
+
+    A weighted sum (``sums``) works on factors, any other rule on the update (out, in); both take several
+    times their size in fp64 for decompositions. Raises OptionError where one alone does not fit.
+    """
+    if memory is None:
+        return threads
+    held = most = 0
+    for joint in joints:
+        ranks = sum(part.rank for part in joint.parts if isinstance(part, LowRank))
+        factors = ranks * sum(joint.shape) if ranks else numel(joint.shape) * len(joint.parts)
+        held += 4 * factors
+        most = max(most, 32 * (factors if sums else numel(joint.shape)))
+    if held + most > memory:
+        raise OptionError(f"--memory {memory}: merging these adapters takes {held + most} bytes to work on")
+    return min(threads, (memory - held) // max(1, most))
 
 
 def key(module: str) -> str:

@@ -56,7 +56,8 @@ def plan_checkpoint(
     if request.keep_mask is not None and not deltas:
         raise OptionError(f"--keep-mask {request.keep_mask}: {method.name} merges weights, not deltas")
     if deltas and base is None:
-        raise OptionError(f"{method.name} works on deltas: add --base, the model that these were tuned from")
+        why = f"{method.name} works on deltas" if method.sees != "weights" else "an adapter is among them"
+        raise OptionError(f"{why}: add --base, the model that these were tuned from")
     if request.keep_mask is not None and packs(Path(output)):
         raise OptionError(f"--keep-mask {request.keep_mask}: not for a packed file of several tasks")
     stacked = method.name == "passthrough"

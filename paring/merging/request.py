@@ -77,19 +77,22 @@ def check(request: Request) -> tuple[Method, dict[str, Any]]:
     _check_layers(request, method)
     refuse_options(request.keep_mask, request)
     weights = parse(request.weights, len(request.models), 1.0)
-    _try(method, options, Weighting(weights, tuple(request.patterns)))
+    rehearsed(method, options, Weighting(weights, tuple(request.patterns)))
     return method, options
 
 
-def _try(method: Method, options: dict[str, Any], weighting: Weighting) -> None:
-    """Have the rule itself refuse options and weights that cannot be meant, on a tensor without entries."""
+def rehearsed(method: Method, options: dict[str, Any], weighting: Weighting) -> Any:
+    """What the rule makes of a tensor without entries: that refuses options and weights that cannot be meant,
+    and tells if it is a weighted sum. None of passthrough. Raises OptionError.
+    """
     if method.name == "passthrough":
-        return
+        return None
     nobody = [None] * (len(weighting.default) + 1)
     target = Target("every tensor", (0,), "F32", tuple(nobody), weighting.of(""))
     rule = method.function(Models([target], nobody, True, frozenset(), method.unit), **options)
     if isinstance(rule, Mix) and not weighting.patterns:
         rule.coefficients(target)
+    return rule
 
 
 def _check_layers(request: Request, method: Method) -> None:

@@ -51,7 +51,7 @@ def merge_one(request: Request, output: Path, how: How, places: Mapping[str, str
                 raise OptionError(f"-o {output}: tasks of adapters are packed with --into BASE only")
             return adapters.merge(
                 request, models, output, overwrite=how.overwrite, dry_run=how.dry_run, threads=how.threads,
-                known=how.known, device=how.device,
+                known=how.known, device=how.device, memory=how.memory,
             )  # fmt: skip
         mask = None if request.mask is None else open_mask(places.get(request.mask, request.mask))
         if mask is not None:
