@@ -78,11 +78,10 @@ class Rest:
     ) -> None:
         self._matrix, self._parts, self._prices, self._bits = matrix, parts, prices, bits
         self._first = first
-        count, n = matrix.rows, matrix.columns
+        count = matrix.rows
         cuts = sorted({first, *(edge for block in matrix.blocks(_BLOCK) for edge in block)})
         self._blocks = list(pairwise(cuts))
         self._classes, self._steps = np.zeros(count, np.uint8), np.zeros(count)
-        self._k = np.zeros((0, n), np.int16)
         self._kept, self._mean = np.zeros(count, np.int64), np.zeros(count)
 
     def code(self) -> tuple[Levels | None, Ternary | None]:

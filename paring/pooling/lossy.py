@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,7 +64,8 @@ def store(
     coding = [work for work in firsts if work.source.name not in whole]
     state = State(made.stages, dict(held.tensors))
     if coding:
-        state = _best(made, state, pile, coding, coders, shortest, overlap, (joint.attempt, codebook.attempt))
+        attempts = (joint.attempt, partial(codebook.attempt, shortest=shortest))
+        state = _best(made, state, pile, coding, coders, overlap, attempts)
     for work in works:
         if work.source.name not in whole:
             _repeat(state, work)
@@ -71,7 +73,7 @@ def store(
 
 
 def _best(
-    made: Made, state: State, pile: Pile, coding: list[Work], coders: Coders, shortest: int, overlap: float,
+    made: Made, state: State, pile: Pile, coding: list[Work], coders: Coders, overlap: float,
     attempts: Sequence[Any],
 ) -> State:  # fmt: skip
     """The smallest of all ways to code adapters."""
@@ -83,7 +85,7 @@ def _best(
         other = state.copied()
         least = best.stages.nbytes - before
         trellis = Trellis(coders.plan, states_for(sum(f.numel for work in coding for f in work.new)))
-        for tried in attempt(other, coding, pile.error, trellis, shortest, least):
+        for tried in attempt(other, coding, pile.error, trellis, least):
             made.candidates.append(tried)
             if tried.taken:
                 best = other
