@@ -36,13 +36,16 @@ _LOWEST, _HIGHEST = -4, 44  # log2 of the variance over the price, in tables
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """What Gaussian entries of unit variance take and lose, by ``log2(variance / price)`` in sixteenths."""
+    """What Gaussian entries of unit variance take and lose, by ``log2(variance / price)`` in sixteenths,
+    (t,).
+    """
 
     bits: F64
     lost: F64
     plan: npt.NDArray[np.int64]  #: the row of PLAN, where levels are taken
 
     def at(self, variances: F64, price: float) -> npt.NDArray[np.int64]:
+        """Where in the tables rows of these ``variances`` (n,) are at ``price``, (n,)."""
         with np.errstate(divide="ignore"):
             places = np.round(_FINE * (np.log2(variances / price) - _LOWEST))
         found: npt.NDArray[np.int64] = np.clip(places, 0, len(self.bits) - 1).astype(np.int64)

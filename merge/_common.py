@@ -29,7 +29,7 @@ def refuse_unless_two(models: Models, rule: str) -> None:
 
 
 def shares(target: Target) -> F64:
-    """The models' weights for one tensor over their sum. Raises OptionError when they sum to zero."""
+    """The weights ``(models,)`` for one tensor over their sum. Raises OptionError when they sum to zero."""
     weights = np.array(target.weights)
     total = weights.sum()
     if abs(total) <= 1e-12 * np.abs(weights).sum():

@@ -204,7 +204,7 @@ def _finish(
 
 
 def values(item: Levels, dtype: str) -> npt.NDArray[np.float64]:
-    """The dense values, fp64, that ``item`` decodes to in ``dtype``."""
+    """The dense values, in its shape, fp64, that ``item`` decodes to in ``dtype``."""
     scale = np.where(item.classes > 0, item.scale, 0.0).astype(np.float64)
     rows = by_segment(item) * scale[:, None] + 0.0  # no -0
     return from_f32(laid(rows, item.layout, item.shape), dtype, "a tensor").f64()

@@ -218,6 +218,6 @@ class Desk:
 
 
 def on_cpu(vectors: Any) -> F32:
-    """A copy of a chunk's vectors as a numpy array."""
+    """A copy of a chunk's vectors ``(models, k)`` as a numpy array."""
     found: F32 = vectors.cpu().numpy() if hasattr(vectors, "is_cuda") else vectors.copy()
     return found

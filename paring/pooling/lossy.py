@@ -181,7 +181,8 @@ def _sequential(
 def difference(
     work: Work, other: Source, near: RelationReport, state: State, error: float, plan: F64
 ) -> Items | None:
-    """The new modules of ``work`` as difference from ``other`` as decoded, within ``error``."""
+    """The new modules of ``work`` as difference from ``other`` as decoded, within ``error``, by the trellis'
+    ``plan`` (rows, 5); None where that cannot be."""
     theirs = {ours.name: their for their, ours in matched(other, work.source)}
     trellis = Trellis(plan, states_for(sum(f.numel for f in work.new)))
     turned = []

@@ -114,7 +114,7 @@ def _counted(reader: Reader, pool: Pool, counted: Iterator[kernels.Counts]) -> C
 
 
 def short_keys(reader: Reader, piece: Piece) -> npt.NDArray[np.uint16]:
-    """The magnitudes of 16-bit floats, as bits."""
+    """The magnitudes ``(n,)`` of a piece of 16-bit floats, as bits."""
     found: npt.NDArray[np.uint16] = reader.bits(piece).view(np.uint16) & np.uint16(0x7FFF)
     return found
 

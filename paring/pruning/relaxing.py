@@ -78,7 +78,8 @@ class Pdp:
         return found
 
     def harden(self) -> dict[str, torch.Tensor]:
-        """Fix the masks at their full targets and return them: bool, true where kept, exact counts.
+        """Fix the masks at their full targets and return them: bool, in the weights' shapes, true
+        where kept, exact counts.
 
         Weights stay trainable, and what is masked stays out of the model.
         """

@@ -57,7 +57,7 @@ class Scorer:
         return found
 
     def flat(self, piece: Piece, values: F32) -> F32:
-        """The scores of a piece, in the order of its file."""
+        """The scores ``(n,)`` of a piece with these ``values (n,)``, in the order of its file."""
         found = self.scores(self.matrix(piece, values))
         return cast(F32, self._stored(piece, found).reshape(-1))
 

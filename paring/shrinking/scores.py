@@ -152,7 +152,7 @@ def _log(squares: F64 | np.float64, products: bool) -> F64:
 
 
 def best(scores: F64, keep: int) -> npt.NDArray[np.int64]:
-    """The indices of the ``keep`` best scores, in ascending order; of equal ones the last."""
+    """The indices ``(keep,)`` of the best ``scores (n,)``, in ascending order; of equal ones the last."""
     return np.sort(np.argsort(scores, kind="stable")[len(scores) - keep :]).astype(np.int64)
 
 

@@ -51,7 +51,7 @@ def rows_of(data: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
 
 
 def laid(rows: npt.NDArray[Any], layout: Layout, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """The array of ``shape`` that has these segments, in C order."""
+    """The array of ``shape``, in C order, that has these ``rows`` (segments, entries)."""
     return np.ascontiguousarray(rows.T if layout == "columns" else rows).reshape(shape)
 
 
