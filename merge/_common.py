@@ -24,6 +24,7 @@ def share_of(share: float, d: int) -> int:
 
 
 def refuse_unless_two(models: Models, rule: str) -> None:
+    """Raises OptionError for any other number of models."""
     if models.n != 2:
         raise OptionError(f"{rule} merges two models, not {models.n}; karcher takes any number")
 

@@ -64,7 +64,9 @@ def exactly(deflated: memoryview, n: int, what: str, window: int = -15) -> Array
 
 
 def reader(deflated: bytes, what: str) -> Callable[[int], bytes]:
-    """Exactly the next so many bytes of a raw deflate stream at each call. ``what`` names it in errors."""
+    """Exactly the next so many bytes of a raw deflate stream at each call. ``what`` names it in errors. Calls
+    raise BadFileError where there are not so many.
+    """
     stream, rest = zlib.decompressobj(-15), deflated
 
     def take(size: int) -> bytes:

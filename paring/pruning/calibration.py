@@ -118,7 +118,7 @@ def calibrate(
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> Calibration:
-    """:func:`paring.api.calibrate`; ``how`` blocks are pruned makes it sequential."""
+    """:func:`paring.api.calibrate`; ``how`` to prune blocks makes it sequential. Raises every ParingError."""
     begun = time.perf_counter()
     device = to_run(device)
     target = Path(output)

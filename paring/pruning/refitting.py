@@ -51,7 +51,9 @@ def refit(
 def solve(
     start: F32 | F64, dense: F32 | F64, mask: Mask, gram: F64, iterations: int, tolerance: float
 ) -> F64:
-    """:func:`refit`, from ``start (out, in)``, for a Gram matrix that is damped already; fp64 throughout."""
+    """:func:`refit`, from ``start (out, in)``, for a Gram matrix that is damped already; fp64 throughout.
+    Raises BadValueError for one that is none.
+    """
     diagonal = np.diag(gram)
     scale = np.divide(1.0, diagonal, out=np.zeros_like(diagonal), where=diagonal > 0)
     W = np.where(mask, start, 0.0).astype(np.float64)

@@ -89,7 +89,9 @@ class Pdp:
         return {name: mask.hard for name, mask in self.masks.items() if mask.hard is not None}
 
     def bake(self) -> None:
-        """Put plain weights back, with exact zeros where the hard mask has them."""
+        """Put plain weights back, with exact zeros where the hard mask has them. Raises OptionError before
+        :meth:`harden`.
+        """
         for name, mask in self.masks.items():
             if mask.hard is None:
                 raise OptionError(f"{name} still has a soft mask: harden() before bake()")

@@ -125,7 +125,8 @@ class Pupil:
     def dense_weights(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """The dense model's parameters by the names they have in the model, in their shapes, fp32.
 
-        Raises OptionError where no dense model was given, BadFileError where it lacks one of this shape.
+        Raises OptionError where no dense model was given, BadFileError where it lacks one of this shape,
+        UnsupportedError for names that are not the file's.
         """
         if self.dense is None:
             raise OptionError("this needs the dense model too: give the one that was pruned")
