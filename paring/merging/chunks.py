@@ -51,7 +51,7 @@ class Place:
 
 @dataclass(slots=True)
 class Chunk:
-    """One chunk being read: ``vectors (models, k)``, ``base (k,)`` or None, ``bits`` of the base."""
+    """One chunk being read: ``vectors (models, k)``, ``base (k,)`` or None, ``base_bits (k,)`` as stored."""
 
     place: Place
     vectors: F32
