@@ -88,6 +88,7 @@ class Rest:
         self._kept, self._mean = np.zeros(count, np.int64), np.zeros(count)
 
     def code(self) -> tuple[Levels | None, Ternary | None]:
+        """The rows that are levels, and those that are signs, ``(rows, columns)`` each; None without any."""
         inner = norm = 0.0
         found = []
         for start, stop in self._blocks:

@@ -36,6 +36,7 @@ class Pairs:
         return Matrix(row.name, rows, columns, read)
 
     def shape(self, row: Row) -> tuple[int, int]:
+        """That of :meth:`matrix`."""
         info = self.tuned.tensors[row.name]
         count = info.shape[0] if len(info.shape) > 1 else 1
         return count, info.numel // max(1, count)

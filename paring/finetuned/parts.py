@@ -46,6 +46,7 @@ class Matrix:
 
 
 def spans(rows: int, columns: int, entries: int) -> Iterator[tuple[int, int]]:
+    """Rows from, to, of at most so many ``entries`` each, but at least a row."""
     step = max(1, entries // max(1, columns))
     for start in range(0, rows, step):
         yield start, min(start + step, rows)

@@ -80,6 +80,7 @@ class Pruning:
     of: int | None
 
     def budget(self, rows: int, columns: int) -> Budget:
+        """What a matrix ``(rows, columns)`` keeps."""
         if self.of is not None and self.keep is not None:
             return Budget(self.keep, of=self.of)
         share = self.share or Fraction(0)

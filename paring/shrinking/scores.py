@@ -42,6 +42,7 @@ class Scores:
     layers: dict[int, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, where: Where, more: F64) -> None:
+        """Add ``more (n,)`` to the scores of the ``n`` indices there."""
         self.units[where] = self.units[where] + more if where in self.units else more
 
 
