@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import perp as perp_rows
+from benchmarks import repaired
 from benchmarks.machine import ROOT
 from benchmarks.plots import mean
 
@@ -70,38 +70,50 @@ def codec(found: Found) -> str:
     return f"{grid(head, rows)}\n\nThe last three are in 1e9 parameters a second. {gain}"
 
 
-#: rows of benchmarks.adapters as a reader knows them
+#: rows of benchmarks.adapters as a reader knows them: on the first page, on that of compress, of compeft
 _METHODS = {
-    "spectral": "**`spectral`** (default)", "auto": "`auto`", "ternary": "`compeft`, fitted",
+    "spectral": "**`spectral`** (default)", "ternary": "`compeft`, fitted",
     "ComPEFT as published": "ComPEFT as published",
+}  # fmt: skip
+_PLAIN = {name: name for name in ("int4", "int2", "rank 2 in fp16", "rank 1 in fp16", "fp16 through xz")}
+_SPECTRAL = {
+    "spectral": "**default**", "spectral --norm 0": "`--norm 0`", "auto": "`--method auto`",
+    "truncate": "`--method truncate --store fp16`", **_PLAIN,
+}  # fmt: skip
+_TERNARY = {
+    "ternary": "**default**", "ternary --basis svd": "`--basis svd`",
+    "ternary by tensor": "`--basis trained --scope tensor`", "ComPEFT as published": "`--paper`", **_PLAIN,
 }  # fmt: skip
 
 
-def adapters(found: Found) -> str:
+def adapters(found: Found, named: Mapping[str, str] = _SPECTRAL) -> str:
+    """Rows of these methods; where more bytes do not help one, once."""
     head = ["method", "ratio", "error", "kept accuracy", "kept nll", "over the bound"]
-    rows = []
+    rows = {}
     for row in found["rows"]:
-        if row["method"] in ("dense", "base alone"):
+        if row["method"] not in named:
             continue
         kept, bound = row["kept"], mean(row["over_bound"])
-        rows.append(
-            [_METHODS.get(row["method"], row["method"]), f"{mean(row['ratio_fp16']):.1f}",
-             f"{mean(row['error']):.3f}", _share(kept, "accuracy"), _share(kept, "nll"),
-             f"{bound:.2f}" if bound else ""]
-        )  # fmt: skip
-    return grid(head, rows)
+        cells = [
+            named[row["method"]], f"{mean(row['ratio_fp16']):.1f}", f"{mean(row['error']):.3f}",
+            _share(kept, "accuracy"), _share(kept, "nll"), f"{bound:.2f}" if bound else "",
+        ]  # fmt: skip
+        rows[tuple(cells[:3])] = cells
+    return grid(head, list(rows.values()))
+
+
+def ternary(found: Found) -> str:
+    return adapters(found, _TERNARY)
 
 
 def kept(found: Found) -> str:
     ratios = (16, 20, 32, 64)
     at = {(row["method"], row["asked"]): row["kept"] for row in found["rows"]}
-    rows = [
-        [
-            told,
-            *(_share(at[method, ratio], "accuracy", 2) if (method, ratio) in at else "" for ratio in ratios),
-        ]
-        for method, told in _METHODS.items()
-    ]
+
+    def share(method: str, ratio: float) -> str:
+        return _share(at[method, ratio], "accuracy", 2) if (method, ratio) in at else ""
+
+    rows = [[told, *(share(method, ratio) for ratio in ratios)] for method, told in _METHODS.items()]
     return grid(["", *(f"{ratio} times smaller" for ratio in ratios)], rows)
 
 
@@ -193,19 +205,43 @@ def prune_quality(found: Found) -> str:
 
 
 def perp(found: Found) -> str:
-    return perp_rows.table(found["rows"])
+    return repaired.table(found["rows"])
 
 
 def gpu(found: Found) -> str:
+    sides = ("cpu", "device")
     merges = [
-        [f"`{row['rule']}`", *(f"{row[key]:.2f} s" for key in ("floor", "cpu", "cuda"))]
-        for row in found["merges"]
+        [f"`{row['rule']}`", *(f"{row[key]:.2f} s" for key in ("floor", *sides))] for row in found["merges"]
     ]
-    return grid(["rule", "floor", "CPU", "GPU"], merges)
+    roof = found["kernels"][0]
+    kernels = [
+        [
+            f"`{row['kernel']}`",
+            *(f"{row[key]:,.3g}" for key in sides),
+            f"{row['device'] / roof['device']:.2f}",
+        ]
+        for row in found["kernels"]
+    ]
+    spectra, eight = found["spectra"], found["eight"]
+    told = [
+        f"PCB over {eight['models']} models of {eight['parameters'] / 1e9:.2g} billion parameters:"
+        f" {eight['device']:.1f} s on the GPU, {eight['cpu']:.1f} s on the CPU; to read and write alone"
+        f" takes {eight['floor']:.1f} s.",
+        f"The singular components of a LoRA of {spectra['layers']} layers of LLaMA-7B, rank 64:"
+        f" {spectra['device']:.1f} s on the GPU, {spectra['cpu']:.1f} s on the CPU.",
+    ]
+    return "\n\n".join(
+        [
+            grid(["rule", "floor", "CPU", "GPU"], merges),
+            grid(["kernel, GB/s", "one thread of the CPU", "GPU", "of the GPU's copy"], kernels),
+            " ".join(told),
+        ]
+    )
 
 
 BLOCKS: Mapping[str, tuple[str, Callable[[Found], str]]] = {
-    "codec": ("codec", codec), "adapters": ("adapters", adapters), "kept": ("adapters", kept),
+    "codec": ("codec", codec), "adapters": ("adapters", adapters), "ternary": ("adapters", ternary),
+    "kept": ("adapters", kept),
     "finetune": ("finetune", finetune), "merge": ("merge", merge),
     "merge_quality": ("merge_quality", merge_quality), "prune": ("prune", prune),
     "prune_quality": ("prune_quality", prune_quality), "perp": ("perp", perp), "gpu": ("gpu", gpu),

@@ -11,7 +11,7 @@ import click
 from paring.cli import _common as common
 
 if TYPE_CHECKING:
-    from paring.report import Difference, TensorDiff
+    from paring.diffing.report import Difference, TensorDiff
 
 _ROWS = 20
 

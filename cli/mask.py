@@ -10,7 +10,7 @@ import click
 from paring.cli import _common as common
 
 if TYPE_CHECKING:
-    from paring.pruning.masking import MaskMade
+    from paring.pruning.report import MaskMade
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 _output = click.option(
@@ -109,6 +109,7 @@ def stats(mask: str, as_json: bool, quiet: bool, verbose: bool, debug: bool) -> 
 def diff(first: str, second: str, as_json: bool, quiet: bool, verbose: bool, debug: bool) -> None:
     """Compare two masks: what both keep, what only one keeps, both over either (IoU)."""
     from paring.pruning import masking
+    from paring.pruning.report import OverlapReport
 
     found = masking.diff(first, second)
     if as_json:
@@ -116,7 +117,7 @@ def diff(first: str, second: str, as_json: bool, quiet: bool, verbose: bool, deb
     elif not quiet:
         out = common.console()
         table = common.table("tensor", "both", "only first", "only second", "IoU")
-        total = masking.OverlapReport("in all", found.both, found.only_first, found.only_second, found.iou)
+        total = OverlapReport("in all", found.both, found.only_first, found.only_second, found.iou)
         for t in (*found.tensors, total):
             numbers = (f"{t.both:,}", f"{t.only_first:,}", f"{t.only_second:,}", f"{t.iou:.4f}")
             table.add_row(common.short(t.name), *numbers)

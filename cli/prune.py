@@ -15,7 +15,7 @@ from paring.cli import _retrain as retraining
 
 if TYPE_CHECKING:
     from paring.hub.pushing import Push
-    from paring.report import Pruning
+    from paring.pruning.report import Pruning
 
 _DEFAULT = "magnitude"
 

@@ -26,7 +26,8 @@ from __future__ import annotations
 
 from paring.errors import OptionError
 from paring.pooling.pile import Pile
-from paring.pooling.pool import Made, build
+from paring.pooling.pool import build
+from paring.pooling.storing import Made
 from paring.pooling.work import Coders
 from paring.registry import method
 

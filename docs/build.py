@@ -14,15 +14,18 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
-from itertools import groupby
+from importlib import import_module
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, get_args
 
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
 
-from paring import api, errors, registry, report  # noqa: E402
+from paring import api, errors, registry  # noqa: E402
 
+#: where the classes of reports are
+REPORTS = [import_module(f"paring.{where}report") for where in ("", "diffing.", "pooling.", "pruning.")]
 #: what ``paring.registry`` calls that which a method is given, for the index
 SEES = {
     "weights": "weights",
@@ -144,7 +147,7 @@ def _command(method: registry.Method, flag: str) -> str:
 
 
 def _api() -> str:
-    out = [_made_from("paring/api, paring/report.py and paring/errors.py"), "# The Python API", ""]
+    out = [_made_from("paring/api, its reports and paring/errors.py"), "# The Python API", ""]
     out += [prose(inspect.getdoc(api) or "", depth=1), ""]
     out += [
         "Names of the Hub go wherever paths go ([hub.md](hub.md)). What a method takes as further arguments"
@@ -164,7 +167,7 @@ def _api() -> str:
         "What verbs return. `to_json()` gives what `--json` prints: fields that do not apply are left out.",
         "",
     ]
-    for name, kind in _classes(report):
+    for name, kind in chain.from_iterable(map(_classes, REPORTS)):
         if dataclasses.is_dataclass(kind):
             inherited = next((base for base in kind.__bases__ if dataclasses.is_dataclass(base)), None)
             known = {field.name for field in dataclasses.fields(inherited)} if inherited else set()
@@ -199,12 +202,9 @@ def _signature(name: str, verb: Callable[..., Any]) -> list[str]:
 
 def _classes(module: Any) -> list[tuple[str, type]]:
     """The public classes that a module defines, in order of the file."""
-    found = [
-        (name, kind)
-        for name, kind in vars(module).items()
-        if inspect.isclass(kind) and kind.__module__ == module.__name__
-    ]
-    return [(name, kind) for name, kind in found if not name.startswith("_")]
+    found = [(name, kind) for name, kind in vars(module).items() if inspect.isclass(kind)]
+    own = [(name, kind) for name, kind in found if kind.__module__ == module.__name__]
+    return [(name, kind) for name, kind in own if not name.startswith("_")]
 
 
 def _rest(function: Callable[..., Any]) -> str:

@@ -7,4 +7,4 @@
 ``paring.compress``, ``paring.merge`` and ``paring.prune`` are packages of methods, one file each.
 """
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"

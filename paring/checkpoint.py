@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 from paring import awaited
 from paring.dtypes import Stored
 from paring.errors import BadFileError, BadValueError, UnsupportedError
-from paring.folders import INDEX, choose
+from paring.folders import CONFIG, INDEX, choose
 from paring.safetensors_io import (
     AWAY,
     MAX_HEADER,
@@ -112,7 +112,7 @@ class Checkpoint:
         """Every file that this checkpoint is made of, none of which may be an output: those of the tensors,
         the index, the adapter's configuration.
         """
-        rest = (self.index, self._beside("adapter_config.json"))
+        rest = (self.index, self._beside(CONFIG))
         return (*self.files, *(path for path in rest if path is not None and path.exists()))
 
     def _beside(self, filename: str) -> Path:

@@ -23,9 +23,9 @@ from paring.adapters import cloneofsimo, diffusers, embedded, kohya, lycoris, pe
 from paring.adapters.bases import Base
 from paring.adapters.view import Adapter, Dialect, LowRank
 from paring.checkpoint import write_checked
-from paring.decompressing import CONFIG, parse_dtype
-from paring.dtypes import Stored, refuse_nonfinite
+from paring.dtypes import Stored, parse_dtype, refuse_nonfinite
 from paring.errors import OptionError, UnsupportedError
+from paring.folders import CONFIG
 from paring.hub.names import told
 from paring.merging import record
 from paring.packed import open_source

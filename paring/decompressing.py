@@ -10,14 +10,12 @@ from pathlib import Path
 from paring import atomic
 from paring.bitmasks import Bitmasks
 from paring.checkpoint import write_checked
-from paring.dtypes import FLOATS, cast, itemsize, numel
+from paring.dtypes import FLOATS, cast, itemsize, numel, parse_dtype
 from paring.errors import BadFileError, OptionError, UnsupportedError
 from paring.finetuned.table import holds_delta
+from paring.folders import CONFIG, WEIGHTS
 from paring.packed import Packed, open_source
 from paring.report import Report, peak_rss_bytes
-
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 
 
 def run(
@@ -108,15 +106,3 @@ def _file_name(opened: Packed) -> str:
     """The name of the source, made to end in .safetensors."""
     name = Path(opened.facts.get("source", {}).get("name", WEIGHTS)).stem + ".safetensors"
     return name.replace(":", "_") if os.name == "nt" else name  # there it would name a drive or a stream
-
-
-_DTYPES = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "bf16": "BF16"}
-
-
-def parse_dtype(text: str | None) -> str | None:
-    """The safetensors code for fp64, fp32, fp16 or bf16. Raises OptionError for another word."""
-    if text is None:
-        return None
-    if text not in _DTYPES:
-        raise OptionError(f"--dtype {text}: expected {', '.join(_DTYPES)}")
-    return _DTYPES[text]

@@ -19,7 +19,8 @@ from paring.snippets import config_in, library_of, loading_code
 from paring.untrusted import parse_json
 
 if TYPE_CHECKING:
-    from paring.report import Inspection, ModuleReport, Perplexities, Retraining
+    from paring.pruning.report import Retraining
+    from paring.report import Inspection, ModuleReport, Perplexities
 
 _ROWS = 8  # modules on a card: those that lost most
 #: what was done, by command

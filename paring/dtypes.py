@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paring.errors import BadValueError, UnsupportedError
+from paring.errors import BadValueError, OptionError, UnsupportedError
 
 Array = npt.NDArray[Any]
 
@@ -31,6 +31,8 @@ STORAGE: dict[str, np.dtype[Any]] = {
 }  # fmt: skip
 #: the dtypes that paring computes with; the rest is carried unchanged
 FLOATS = ("F64", "F32", "F16", "BF16")
+#: as users type them
+_TYPED = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 #: what configurations of models call them
 TORCH = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -129,6 +131,15 @@ def _odd_f32(values: Array) -> npt.NDArray[np.float32]:
     cut = np.where(np.abs(near) > np.abs(values), np.nextafter(near, np.float32(0)), near)
     odd = cut.view(np.uint32) | (cut != values)
     return np.where(np.isfinite(values) & np.isfinite(cut), odd.view(np.float32), near)
+
+
+def parse_dtype(text: str | None) -> str | None:
+    """The safetensors code for fp64, fp32, fp16 or bf16. Raises OptionError for another word."""
+    if text is None:
+        return None
+    if text not in _TYPED:
+        raise OptionError(f"--dtype {text}: expected {', '.join(_TYPED)}")
+    return _TYPED[text]
 
 
 def numel(shape: Sequence[int]) -> int:

@@ -8,9 +8,12 @@ from fnmatch import fnmatchcase
 from paring.errors import BadFileError
 
 INDEX = ".index.json"
+#: an adapter as PEFT saves it
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
 #: what a folder is searched for, in this order, before any single .safetensors file
 _NAMES = (
-    "adapter_model.safetensors",
+    WEIGHTS,
     "model.safetensors",
     "adapter_model.safetensors.index.json",
     "model.safetensors.index.json",

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 from paring.checkpoint import Checkpoint
 from paring.dtypes import Stored
 from paring.errors import BadFileError, UnsupportedError
+from paring.folders import CONFIG
+from paring.hub.names import PathLike
 from paring.hub.reading import located
 from paring.packed import Packed, open_source
 from paring.plan import thread_count
 
 if TYPE_CHECKING:
     import torch
-
-PathLike = str | os.PathLike[str]
-_CONFIG = "adapter_config.json"
 
 
 class _Tensors(Mapping[str, "torch.Tensor"]):
@@ -81,9 +80,9 @@ def load_into(
     import peft
 
     source = open_source(located(packed), thread_count(threads))
-    config = source.config(_CONFIG)
+    config = source.config(CONFIG)
     if config is None:
-        raise UnsupportedError(f"{packed} holds no {_CONFIG}: PEFT cannot tell what to build")
+        raise UnsupportedError(f"{packed} holds no {CONFIG}: PEFT cannot tell what to build")
     if adapter_name in model.peft_config:
         raise UnsupportedError(
             f"the model has an adapter named {adapter_name!r} already: choose another name"

@@ -28,6 +28,7 @@ from paring.codecs.ternary import Ternary
 from paring.contents import Held, read_contents
 from paring.dtypes import Stored, itemsize, numel
 from paring.errors import BadFileError, UnsupportedError
+from paring.folders import CONFIG
 from paring.packing import FORMAT, MANIFEST, MAX_BESIDE, VERSION, padded
 from paring.safetensors_io import raw_bytes
 
@@ -160,7 +161,7 @@ class Packed(Checkpoint):
     def config(self, filename: str) -> dict[str, Any] | None:
         """The adapter's configuration as packed; None for any other file."""
         found = self.facts.get("config")
-        return dict(found) if filename == "adapter_config.json" and isinstance(found, dict) else None
+        return dict(found) if filename == CONFIG and isinstance(found, dict) else None
 
     def beside(self) -> Iterator[tuple[str, bytes]]:
         """The files that lay beside the source, by name. Raises BadFileError for damage."""

@@ -171,25 +171,6 @@ class Extraction(Report):
     error_all: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retraining(Report):
-    """What retraining did. ``trained`` numbers of ``parameters`` were trained by the loss, whose ``losses``
-    are those of the steps, and ``reconstructed`` block by block; ``block_errors`` are relative errors before
-    and after that; ``sparsity`` is that of the pruned tensors as written, ``pruned`` the entries that were
-    kept at zero.
-    """
-
-    parameters: int | None = None
-    trained: int | None = None
-    reconstructed: int | None = None
-    tokens: int | None = None
-    losses: list[float] | None = None
-    block_errors: list[tuple[float, float]] | None = None
-    gaps: dict[str, float] | None = None
-    sparsity: float | None = None
-    pruned: int | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class PerplexityReport:
     """A perplexity; ``nll`` is its logarithm, the mean over tokens in nats, ``nll_error`` the standard error
@@ -219,24 +200,6 @@ class Perplexities:
     dense: PerplexityReport
     pruned: PerplexityReport
     retrained: PerplexityReport | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pruning(Report):
-    """What ``prune`` made. Counts are over the tensors that were pruned: their ``elements``, how many were
-    zero before and are ``zeros`` now, how many the mask keeps. ``pattern`` says what groups keep,
-    ``retraining`` what was done after that, ``perplexity`` what all that did on a held-out text.
-    """
-
-    elements: int
-    kept: int | None = None
-    zeros: int | None = None
-    zeros_before: int | None = None
-    sparsity: float | None = None
-    pattern: str | None = None
-    mask: str | None = None
-    retraining: Retraining | None = None
-    perplexity: Perplexities | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,61 +264,6 @@ class Conversion(Report):
     derived: dict[str, int] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class TensorDiff:
-    """One tensor, or one module of adapters, compared; lists follow the inputs, None where one lacks it.
-
-    ``change`` is ``||model - base|| / ||base||``, ``cosine`` that of model and base, ``changed`` the share of
-    entries that are not equal, ``delta_norm`` ``||model - base||``. ``effective_rank`` is ``exp(entropy)`` of
-    the delta's singular values over their sum, ``rank_90`` how many hold 90 % of its squared norm.
-    ``delta_cosine`` and ``agreement`` hold one number for each pair of models (0-1, 0-2, ..., 1-2, ...).
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    change: list[float | None]
-    cosine: list[float | None]
-    delta_norm: list[float | None]
-    changed: list[float | None] | None = None
-    effective_rank: list[float | None] | None = None
-    rank_90: list[int | None] | None = None
-    delta_cosine: list[float | None] | None = None
-    agreement: list[float | None] | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class NotCompared:
-    """A tensor that not all files have, or that holds no numbers to subtract, and what was found."""
-
-    name: str
-    why: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference(Jsonable):
-    """What ``diff`` found, in all and by tensor. Adapters have no base: the first stands in for it, and their
-    deltas are their updates. ``delta_cosine`` and ``agreement`` are square, over ``inputs``.
-    """
-
-    command: str = "diff"
-    kind: str
-    base: str | None = None
-    inputs: list[str]
-    tensors: list[TensorDiff]
-    not_compared: list[NotCompared]
-    change: list[float | None]
-    cosine: list[float | None]
-    delta_norm: list[float | None]
-    changed: list[float | None] | None = None
-    delta_cosine: list[list[float | None]] | None = None
-    agreement: list[list[float | None]] | None = None
-    plot: str | None = None
-    warnings: list[str] = field(default_factory=list)
-    seconds: float | None = None
-    peak_rss_bytes: int | None = None
 
 
 def peak_rss_bytes() -> int | None:

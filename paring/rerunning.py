@@ -12,14 +12,14 @@ from paring import atomic, compressing
 from paring.budget import Budget
 from paring.checkpoint import Checkpoint
 from paring.errors import BadFileError, OptionError, UnsupportedError
-from paring.finetuned.plan import compress
+from paring.finetuned.run import compress
 from paring.finetuned.table import holds_delta
 from paring.hub.names import parse
 from paring.hub.reading import located
 from paring.merging import verb
-from paring.merging.planning import check
 from paring.merging.recipes.stored import inputs_of, request_of
 from paring.merging.record import RECIPE
+from paring.merging.request import check
 from paring.merging.single import How
 from paring.packed import Packed, open_source
 from paring.plan import plan_compress

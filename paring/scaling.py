@@ -14,9 +14,10 @@ from paring.adapters.algebra import F64
 from paring.adapters.derived import wide
 from paring.adapters.view import Dialect, LowRank
 from paring.dtypes import FLOATS, Stored, cast, from_f32
+from paring.folders import CONFIG
 from paring.report import ModuleReport, ScaleReport
 
-_KEPT = {"alpha": "alpha", "config": "adapter_config.json"}
+_KEPT = {"alpha": "alpha", "config": CONFIG}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from paring.folders import CONFIG
+
 #: how code on a card calls the folder that the card is in, until it is pushed
 HERE = "PATH/TO/THIS/FOLDER"
 _AUTO = (
@@ -20,7 +22,7 @@ _AUTO = (
 
 def library_of(folder: Path) -> str | None:
     """Which library loads what is in a folder: by its configuration."""
-    if (folder / "adapter_config.json").exists():
+    if (folder / CONFIG).exists():
         return "peft"
     if (folder / "modules.json").exists():
         return "sentence-transformers"

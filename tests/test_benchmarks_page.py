@@ -60,8 +60,10 @@ ADAPTERS = {
 
 def test_tables_of_adapters():
     assert page.adapters(ADAPTERS).splitlines()[2] == (
-        "| **`spectral`** (default) | 16.5 | 0.300 | 0.990 ± 0.010 | 1.000 ± 0.000 | 1.05 |"
+        "| **default** | 16.5 | 0.300 | 0.990 ± 0.010 | 1.000 ± 0.000 | 1.05 |"
     )
+    assert len(page.ternary(ADAPTERS).splitlines()) == 2  # none of its methods
+    assert page.adapters({"rows": ADAPTERS["rows"] * 2}) == page.adapters(ADAPTERS)
     assert "| **`spectral`** (default) | 0.99 ± 0.01 |  |  |  |" in page.kept(ADAPTERS)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks import perp
+from benchmarks import perp, repaired
 
 
 def row(level, pruned="50%", recipe=None, noise=0.0, **more):
@@ -18,11 +18,11 @@ def row(level, pruned="50%", recipe=None, noise=0.0, **more):
 
 def test_the_share_recovered_is_of_the_gain_of_full_retraining():
     bare, full = row(6.0), row(4.0)
-    assert perp.recovered(full, bare, full) == (1.0, 0.0)
-    assert perp.recovered(bare, bare, full)[0] == 0
-    share, error = perp.recovered(row(4.4), bare, full)
+    assert repaired.recovered(full, bare, full) == (1.0, 0.0)
+    assert repaired.recovered(bare, bare, full)[0] == 0
+    share, error = repaired.recovered(row(4.4), bare, full)
     assert share == pytest.approx(0.8) and error == pytest.approx(0, abs=1e-12)  # all windows alike
-    share, error = perp.recovered(row(4.4, noise=0.2), bare, full)
+    share, error = repaired.recovered(row(4.4, noise=0.2), bare, full)
     assert share == pytest.approx(0.8, abs=0.05) and 0.005 < error < 0.05
 
 
@@ -34,7 +34,7 @@ def test_the_table_has_a_line_a_row():
         "50% full retraining": row(4.0, recipe="perp", **cost),
         "50% reconstruction": row(4.5, recipe="reconstruct", **cost),
     }
-    lines = perp.table(found).splitlines()
+    lines = repaired.table(found).splitlines()
     assert len(lines) == 6 and "| 75.0% ± 0.0% | each block whole, then 0.90% | 3.0 | 1.0 GiB |" in lines[-1]
     assert lines[2].endswith("|  |  |  |  |") and "32.52" in lines[2]
 

@@ -13,8 +13,8 @@ from paring.api import compress, merge, merge_recipe, rerun
 from paring.checkpoint import open_checkpoint, write_safetensors
 from paring.dtypes import Stored
 from paring.errors import BadFileError, OptionError, OutputError, UnsupportedError
-from paring.merging.planning import Request
 from paring.merging.recipes.stored import _SOUND, request_of
+from paring.merging.request import Request
 from tests.helpers import names, put_adapter
 from tests.merging import arrays, put_model
 from tests.test_merge_adapters import config, lora

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from paring.checkpoint import Checkpoint
+from paring.folders import CONFIG
 from paring.untrusted import parse_json
 
 KEY = "lora_adapter_metadata"
@@ -21,7 +22,7 @@ def configs(checkpoint: Checkpoint) -> Callable[[str], Config | None]:
 
     Raises BadFileError for a file or metadata that are no sound JSON object.
     """
-    config = checkpoint.config("adapter_config.json")
+    config = checkpoint.config(CONFIG)
     if config is not None or KEY not in checkpoint.metadata:
         return lambda module: config
     told = parse_json(checkpoint.metadata[KEY].encode(), f"{checkpoint.path}: metadata {KEY}")

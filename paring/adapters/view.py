@@ -19,6 +19,7 @@ from paring.adapters.peft_config import Plain, lora_config
 from paring.checkpoint import Checkpoint
 from paring.dtypes import FLOATS
 from paring.errors import BadFileError
+from paring.folders import CONFIG, WEIGHTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ class Dialect:
     rules: tuple[Rule, ...] = ()
     embedding: tuple[str, str] | None = None
     scale_in: str | None = None
-    file: str = "adapter_model.safetensors"
+    file: str = WEIGHTS
     holds: frozenset[str] = frozenset()
     canonical: Callable[[str, Dotted], str | None] = lambda module, dotted: module
     named: Callable[[Sequence[str]], list[str]] = list
@@ -158,7 +159,7 @@ def build(
     shapes: Shapes | None = None,
 ) -> Adapter:  # fmt: skip
     """Classify every tensor of ``checkpoint`` under ``dialect``; apply its rules only where ``derived``."""
-    config = checkpoint.config("adapter_config.json")
+    config = checkpoint.config(CONFIG)
     base = config.get("base_model_name_or_path") if config else None
     base = base if isinstance(base, str) and base else None
     if dialect is None:

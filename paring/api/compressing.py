@@ -11,9 +11,10 @@ from typing import Any
 from paring import registry
 from paring.budget import Budget
 from paring.errors import OptionError
+from paring.hub.names import PathLike
 from paring.hub.reading import located
 from paring.hub.verbs import naming
-from paring.loading import PathLike, chosen
+from paring.loading import chosen
 from paring.plan import plan_compress, thread_count
 from paring.report import Conversion, Report
 
@@ -75,9 +76,10 @@ def compress(
         raise OptionError(f"method {method} takes one adapter at a time, not {len(sources)} all together")
     (source,) = sources
     if base is not None:
-        from paring.finetuned import plan as finetuning
+        from paring.finetuned import run as finetuning
+        from paring.finetuned.plan import is_full
 
-        if finetuning.is_full(source):
+        if is_full(source):
             return finetuning.compress(
                 source, base, output, dry_run=dry_run, budget=budget, method=method, options=options,
                 carry=carry, overwrite=overwrite, threads=threads, device=device,

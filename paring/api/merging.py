@@ -8,15 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paring.diffing.report import Difference
+from paring.hub.names import PathLike
 from paring.hub.reading import located
 from paring.hub.verbs import naming
-from paring.loading import PathLike
 from paring.merging import verb
-from paring.merging.planning import Request
+from paring.merging.request import Request
 from paring.merging.single import How
 from paring.merging.weights import parse
 from paring.outputs import SHARD_BYTES
-from paring.report import Difference, Extraction, Report
+from paring.report import Extraction, Report
 
 if TYPE_CHECKING:
     from paring.merging.search import Found, Space

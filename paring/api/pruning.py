@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paring.errors import OptionError
+from paring.hub.names import PathLike
 from paring.hub.reading import located
 from paring.hub.verbs import naming
-from paring.loading import PathLike
 from paring.outputs import SHARD_BYTES
-from paring.report import Pruning, Shrinking
+from paring.pruning.report import Pruning
+from paring.report import Shrinking
 
 if TYPE_CHECKING:
     from paring.evaluating import Evaluation

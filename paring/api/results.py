@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paring.hub.names import PathLike
 from paring.hub.reading import located
 from paring.hub.verbs import naming
-from paring.loading import PathLike
 from paring.merging.single import How
 from paring.report import Inspection, Pushed, Verification
 

@@ -14,13 +14,13 @@ import numpy as np
 from paring import lowrank
 from paring.coding import Factors
 from paring.diffing.alikeness import signs, square
+from paring.diffing.report import Difference, NotCompared, TensorDiff
 from paring.errors import UnsupportedError
 from paring.factors import read_factors
 from paring.merging.inputs import Model
 from paring.merging.models import F32, F64, Models, Place, Target
 from paring.merging.modules import key
 from paring.merging.sources import Updates
-from paring.report import Difference, NotCompared, TensorDiff
 from paring.spectrum import ranks_of
 from paring.stream import in_order
 

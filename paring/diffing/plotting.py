@@ -1,4 +1,4 @@
-"""A picture of a :class:`~paring.report.Difference`: layers by kinds of module, and how alike the deltas are.
+"""A picture of a :class:`~.report.Difference`: layers by kinds of module, and how alike the deltas are.
 
 Needs matplotlib, the extra ``paring[plot]``.
 """
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from paring import atomic
+from paring.diffing.report import Difference, TensorDiff
 from paring.errors import OptionError
 from paring.merging.models import F64
 from paring.merging.weights import layer_of
-from paring.report import Difference, TensorDiff
 
 _KINDS = (".png", ".svg", ".pdf")
 _SHOWN = 3  # models with a map of their own; more are drawn together

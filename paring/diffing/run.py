@@ -17,19 +17,20 @@ import numpy as np
 from paring.checkpoint import TensorInfo
 from paring.diffing import adapters, plotting
 from paring.diffing.alikeness import Sums, signs, square
+from paring.diffing.report import Difference, NotCompared, TensorDiff
 from paring.dtypes import FLOATS
 from paring.errors import OptionError, UnsupportedError
+from paring.hub.names import PathLike
 from paring.kernels import merging
 from paring.matching import prefixes
 from paring.merging.inputs import Model, open_model
 from paring.merging.models import F32, F64, Models, Place, Target
 from paring.merging.sources import Source, Weights
 from paring.plan import thread_count
-from paring.report import Difference, NotCompared, TensorDiff, peak_rss_bytes
+from paring.report import peak_rss_bytes
 from paring.spectrum import dense, spectrum
 from paring.stream import in_order
 
-PathLike = str | os.PathLike[str]
 #: the smaller side of a matrix whose rank is found without being asked for
 QUICK = 1024
 

@@ -13,9 +13,9 @@ from typing import Any
 from paring import atomic, describing
 from paring.adapters.peft_config import exact, is_end
 from paring.checkpoint import write_checked
-from paring.decompressing import CONFIG, WEIGHTS
 from paring.dtypes import Stored
 from paring.extracting.plan import Piece, Sorted
+from paring.folders import CONFIG, WEIGHTS
 from paring.merging import record
 from paring.merging.inputs import Model
 from paring.plan import refuse_sealed

@@ -20,9 +20,8 @@ import numpy as np
 
 import paring
 from paring import atomic, lowrank
-from paring.decompressing import parse_dtype
 from paring.devices import pick
-from paring.dtypes import Stored, from_f32, itemsize
+from paring.dtypes import Stored, from_f32, itemsize, parse_dtype
 from paring.errors import OptionError, UnsupportedError
 from paring.extracting.output import Extracted, Output, carriage
 from paring.extracting.plan import Sorted, sort

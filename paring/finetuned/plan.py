@@ -21,7 +21,6 @@ from paring.matching import prefixes, unwrapped
 from paring.packed import Packed, open_source
 from paring.plan import default_output, refuse_sealed, thread_count
 from paring.registry import Method
-from paring.report import Report
 
 #: what becomes of what is no matrix: norms, biases
 Carry = Literal["lossless", "fp16", "priced", "drop"]
@@ -86,22 +85,6 @@ def is_full(source: str | os.PathLike[str]) -> bool:
     """Whether this is a full checkpoint rather than an adapter or a packed file."""
     with open_source(source, whole=True) as opened:
         return not isinstance(opened, Packed) and adapters.read(opened, derived=True).dialect == "none"
-
-
-def compress(
-    source: str | os.PathLike[str],
-    base: str | os.PathLike[str],
-    output: str | os.PathLike[str] | None,
-    *,
-    dry_run: bool = False,
-    **asked: Any,
-) -> Report:
-    """Plan and do: see :func:`plan_finetuned` and :func:`.run.run`."""
-    from paring.finetuned.run import run
-
-    plan = plan_finetuned(source, base, output, **asked)
-    with plan.tuned, plan.base:
-        return run(plan, dry_run=dry_run)
 
 
 def plan_finetuned(

@@ -14,8 +14,7 @@ import numpy as np
 from paring import atomic
 from paring.checkpoint import Checkpoint, write_checked
 from paring.codecs.zigzag import steps, zigzag
-from paring.decompressing import parse_dtype
-from paring.dtypes import FLOATS, STORAGE, TORCH, Stored, cast, from_f32, itemsize
+from paring.dtypes import FLOATS, STORAGE, TORCH, Stored, cast, from_f32, itemsize, parse_dtype
 from paring.errors import BadFileError, OptionError, UnsupportedError
 from paring.finetuned.parts import BITS, DELTA, LEVELS, SIGNS, A, B, spans, summed
 from paring.finetuned.table import FILE, Row, Table, base_digest, needed, read_table

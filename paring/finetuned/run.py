@@ -8,6 +8,7 @@ thread works on some 24 bytes an entry; deltas are read again whenever they are 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +22,7 @@ from paring.dtypes import FLOATS, Stored, refuse_nonfinite
 from paring.errors import BadFileError, BudgetError, UnsupportedError
 from paring.finetuned.coded import Coding, Fixed
 from paring.finetuned.pairs import Pairs, squares
-from paring.finetuned.plan import Plan
+from paring.finetuned.plan import Plan, plan_finetuned
 from paring.finetuned.restoring import Restored
 from paring.finetuned.table import KEY, Row, Table, base_digest, read_table
 from paring.hub import names
@@ -30,6 +31,20 @@ from paring.packing import Image
 from paring.report import CarriedReport, ModuleReport, Report, peak_rss_bytes
 
 _log = logging.getLogger("paring")
+
+
+def compress(
+    source: str | os.PathLike[str],
+    base: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None,
+    *,
+    dry_run: bool = False,
+    **asked: Any,
+) -> Report:
+    """Plan and do: see :func:`~.plan.plan_finetuned` and :func:`run`."""
+    plan = plan_finetuned(source, base, output, **asked)
+    with plan.tuned, plan.base:
+        return run(plan, dry_run=dry_run)
 
 
 def run(plan: Plan, *, dry_run: bool = False) -> Report:

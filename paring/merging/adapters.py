@@ -22,17 +22,12 @@ from paring.coding import Factors
 from paring.dtypes import Stored, from_f32, refuse_nonfinite
 from paring.errors import OptionError, UnsupportedError
 from paring.merging.chunks import on_cpu
-from paring.merging.inputs import (
-    Model,
-    assumed_scales,
-    different_bases,
-    full_tensors,
-    refuse_kinds,
-)
+from paring.merging.inputs import Model, assumed_scales, different_bases, full_tensors, refuse_kinds
 from paring.merging.models import F32, F64, Mix, Models, Result, Target
 from paring.merging.modules import Joint, key
 from paring.merging.outcome import Outcome, write
-from paring.merging.planning import Request, alike, check
+from paring.merging.planning import alike
+from paring.merging.request import Request, check
 from paring.merging.sources import Source, Updates
 from paring.merging.weights import Weighting, layers_in, parse
 from paring.plan import thread_count

@@ -11,6 +11,7 @@ from paring import adapters
 from paring.adapters.view import Adapter
 from paring.checkpoint import Checkpoint
 from paring.errors import UnsupportedError
+from paring.folders import CONFIG
 from paring.merging.tasks import holds_tasks, number_of
 from paring.packed import Packed, open_source
 from paring.pooling.members import holds_adapters
@@ -81,9 +82,7 @@ def refuse_kinds(model: Model) -> None:
 
 def _refuse_foreign(path: Path, checkpoint: Checkpoint) -> None:
     """Raise UnsupportedError for an adapter of a kind that is not read, lest it be taken for a checkpoint."""
-    config = (
-        checkpoint.config("adapter_config.json") if checkpoint.files[0].stem.startswith("adapter_") else None
-    )
+    config = checkpoint.config(CONFIG) if checkpoint.files[0].stem.startswith("adapter_") else None
     kind = (config or {}).get("peft_type")
     foreign = next((name for name in checkpoint if _FOREIGN.search(name)), None)
     if kind or foreign:

@@ -174,8 +174,8 @@ class Models:
 
         return in_order(one, spans, threads or self.threads)
 
-    def _desk(self) -> Desk:
-        return Desk(self.sources, self.deltas, self.updates, self.device)
+    def _desk(self, device: str | None = None) -> Desk:
+        return Desk(self.sources, self.deltas, self.updates, device or self.device)
 
     def _chunks(self, desk: Desk, span: Span) -> Iterator[Chunk]:
         target = self.targets[span.index]
@@ -256,7 +256,7 @@ class Models:
         places = np.arange(0, self.numel - step + 1, step)
         places += (places // step * 40_503) % max(1, step - _PIECE)
         indices = np.searchsorted(ends, places, side="right")
-        desk = Desk(self.sources, self.deltas, self.updates, "cpu")  # pieces are too small to send
+        desk = self._desk("cpu")  # pieces are too small to send
         pieces: list[F32] = []
         for index in np.unique(indices).tolist():
             first = int(ends[index]) - self.targets[index].numel
@@ -276,10 +276,8 @@ class Models:
         """
 
         def work(chunks: Iterator[Chunk]) -> list[tuple[int, F64]]:
-            return [
-                (chunk.place.index, np.asarray(of(chunk.vectors, chunk.place), np.float64))
-                for chunk in chunks
-            ]
+            made = ((chunk.place.index, of(chunk.vectors, chunk.place)) for chunk in chunks)
+            return [(index, np.asarray(value, np.float64)) for index, value in made]
 
         by_tensor: dict[int, F64] = {}
         total: Any = None

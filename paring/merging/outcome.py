@@ -14,8 +14,8 @@ from paring.adapters import embedded
 from paring.adapters.peft_config import exact
 from paring.adapters.view import LowRank
 from paring.checkpoint import write_checked
-from paring.decompressing import CONFIG, WEIGHTS, parse_dtype
-from paring.dtypes import Stored
+from paring.dtypes import Stored, parse_dtype
+from paring.folders import CONFIG, WEIGHTS
 from paring.merging import record
 from paring.merging.inputs import Model
 from paring.merging.modules import Joint
@@ -23,7 +23,7 @@ from paring.plan import refuse_sealed
 from paring.report import ModuleReport
 
 if TYPE_CHECKING:
-    from paring.merging.planning import Request
+    from paring.merging.request import Request
 
 _OURS = (WEIGHTS, CONFIG, "README.md")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from paring.hub.names import told
 from paring.hub.reading import located
-from paring.merging.planning import Request
+from paring.merging.request import Request
 
 _NAMED = ("base", "into", "tokenizer")
 

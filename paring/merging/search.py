@@ -24,7 +24,7 @@ from typing import Any
 from paring import atomic
 from paring.errors import BadFileError, OptionError, UnsupportedError
 from paring.merging.places import placed
-from paring.merging.planning import Request, check
+from paring.merging.request import Request, check
 from paring.merging.single import How, merge_one
 from paring.report import Jsonable, Report
 

@@ -11,7 +11,8 @@ from paring import atomic
 from paring.errors import OptionError, UnsupportedError
 from paring.merging import adapters, run
 from paring.merging.inputs import open_model
-from paring.merging.planning import Request, plan_checkpoint
+from paring.merging.planning import plan_checkpoint
+from paring.merging.request import Request
 from paring.merging.tasks import packs
 from paring.pruning.masks import open_mask
 from paring.report import Report

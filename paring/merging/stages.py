@@ -18,8 +18,8 @@ from typing import Any
 
 from paring import atomic
 from paring.errors import OutputError
-from paring.merging.planning import Request
 from paring.merging.recipes.stored import inputs_of, request_of
+from paring.merging.request import Request
 from paring.merging.single import How, merge_one
 from paring.packed import open_source
 from paring.plan import refuse_sealed

@@ -9,9 +9,10 @@ from pathlib import Path
 from paring import registry
 from paring.devices import pick
 from paring.errors import OptionError, UnsupportedError
+from paring.hub.names import PathLike
 from paring.merging import stages
 from paring.merging.places import placed
-from paring.merging.planning import PathLike, Request, check
+from paring.merging.request import Request, check
 from paring.merging.single import How, merge_one
 from paring.report import Report
 

@@ -16,11 +16,12 @@ from paring.atomic import atomic_folder, refuse_same_file
 from paring.checkpoint import open_checkpoint, write_checked
 from paring.dtypes import Stored, cast
 from paring.errors import OptionError, UnsupportedError
+from paring.folders import CONFIG, WEIGHTS
 from paring.mos.file import open_mos, peft_config, write_mos
 from paring.mos.pools import Layout, fold, projections
 from paring.mos.routing import FACTORS, Factor, Sizes
 
-_FOLDER = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+_FOLDER = (CONFIG, WEIGHTS, "README.md")
 
 
 def expand_file(
@@ -37,9 +38,9 @@ def expand_file(
     with open_mos(container) as opened, atomic_folder(output, overwrite, _FOLDER) as folder:
         layout = [(name, dtype or info.dtype, info.shape) for name, info in opened.tensors.items()]
         stream = ((name, cast(opened.read(name), to, name)) for name, to, _ in layout)
-        write_checked(folder / "adapter_model.safetensors", stream, {"format": "pt"}, layout=layout)
+        write_checked(folder / WEIGHTS, stream, {"format": "pt"}, layout=layout)
         text = json.dumps(peft_config(opened.layout, opened.base), indent=2, sort_keys=True) + "\n"
-        (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+        (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
 def fold_file(

@@ -32,6 +32,7 @@ import numpy as np
 from paring.checkpoint import Checkpoint, TensorInfo, write_checked
 from paring.dtypes import FLOATS, STORAGE, Array, Stored, first_nonfinite, itemsize
 from paring.errors import BadFileError, BadValueError, OptionError, UnsupportedError
+from paring.folders import CONFIG
 from paring.mos import FORMAT
 from paring.mos.pools import Layout, Projection, expand
 from paring.mos.routing import FACTORS, Factor, Sizes, index_dtype
@@ -82,7 +83,7 @@ class MosFile(Checkpoint):
 
     def config(self, filename: str) -> dict[str, Any] | None:
         """PEFT's configuration of the same adapter; None for any other file."""
-        return peft_config(self.layout, self.base) if filename == "adapter_config.json" else None
+        return peft_config(self.layout, self.base) if filename == CONFIG else None
 
     @property
     def inputs(self) -> tuple[Path, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,10 +24,8 @@ from paring.pooling.pricing import F64, Trellis, meet, states_for
 from paring.pooling.relations import matched, related
 from paring.pooling.report import CandidateReport, RelationReport
 from paring.pooling.stages import MOST_DEPTH
+from paring.pooling.storing import Made, store_exactly
 from paring.pooling.work import Coders, Items, State, Work, works_of
-
-if TYPE_CHECKING:
-    from paring.pooling.pool import Made
 
 _log = logging.getLogger("paring")
 
@@ -44,7 +42,6 @@ def store(
 ) -> None:
     """Store all sources of ``pile`` within its error, adding to ``made`` what was tried."""
     from paring.pooling import codebook, joint
-    from paring.pooling.pool import store_exactly
 
     assert pile.error is not None
     works = works_of(pile.sources)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Literal
@@ -27,76 +27,12 @@ from paring.pruning import masks
 from paring.pruning.masks import Bools, MaskFile, open_mask
 from paring.pruning.plan import open_dense
 from paring.pruning.reading import Piece, Reader, keyed, spans
+from paring.pruning.report import MaskDiff, MaskMade, MaskReport, MaskStats, OverlapReport
 from paring.pruning.stored import targets_of
-from paring.report import Jsonable, Verification
+from paring.report import Verification
 
 #: groups that :func:`stats` looks for, those that say most first
 _PATTERNS = ((1, 4), (2, 4), (4, 8), (1, 2))
-
-
-@dataclass(frozen=True, slots=True)
-class MaskReport:
-    """One tensor's mask: how many entries stay, what groups keep at most, rows (last axis) that are empty."""
-
-    name: str
-    shape: tuple[int, ...]
-    kept: int
-    density: float
-    pattern: str | None
-    empty_rows: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MaskStats(Jsonable):
-    """What is in a mask. ``digest`` is the same for the same mask however it was made."""
-
-    command: str = "mask stats"
-    inputs: list[str]
-    elements: int
-    kept: int
-    density: float
-    digest: str
-    tensors: list[MaskReport]
-
-
-@dataclass(frozen=True, slots=True)
-class OverlapReport:
-    """Two masks of one tensor: what both keep, what only one keeps; ``iou`` is both over either."""
-
-    name: str
-    both: int
-    only_first: int
-    only_second: int
-    iou: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MaskDiff(Jsonable):
-    """How two masks differ, in all and by tensor; ``missing`` names tensors that only one has."""
-
-    command: str = "mask diff"
-    inputs: list[str]
-    both: int
-    only_first: int
-    only_second: int
-    iou: float
-    tensors: list[OverlapReport]
-    missing: list[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MaskMade(Jsonable):
-    """A mask that was written."""
-
-    command: str
-    inputs: list[str]
-    output: str
-    elements: int
-    kept: int
-    density: float
-    digest: str
-    warnings: list[str] = field(default_factory=list)
-    seconds: float | None = None
 
 
 def _bits(mask: MaskFile, name: str) -> Iterator[tuple[int, Bools]]:

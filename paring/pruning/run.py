@@ -24,8 +24,9 @@ from paring.pruning.allocating import BY_DATA
 from paring.pruning.deciding import decider, pieces_of
 from paring.pruning.plan import PrunePlan
 from paring.pruning.reading import Piece, Reader
+from paring.pruning.report import Pruning
 from paring.pruning.statistics import Statistics, open_stats
-from paring.report import CarriedReport, ModuleReport, Pruning, peak_rss_bytes
+from paring.report import CarriedReport, ModuleReport, peak_rss_bytes
 from paring.resumable import Staging, staged
 from paring.stream import in_order
 

@@ -23,7 +23,8 @@ from paring.devices import to_run
 from paring.errors import OptionError, OutputError, ParingError
 from paring.language import torch_threads
 from paring.plan import thread_count
-from paring.report import Retraining, peak_rss_bytes
+from paring.pruning.report import Retraining
+from paring.report import peak_rss_bytes
 from paring.retraining.text import files_of
 
 if TYPE_CHECKING:

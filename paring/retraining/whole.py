@@ -17,14 +17,14 @@ import numpy.typing as npt
 from paring.atomic import refuse_existing, refuse_folder, target_of
 from paring.errors import BadFileError, OptionError
 from paring.evaluating import HeldOut
+from paring.hub.names import PathLike
 from paring.judging import judge
 from paring.language import folder_of
-from paring.loading import PathLike
 from paring.merging import record
 from paring.pruning import masks, plan, run
+from paring.pruning.report import Pruning
 from paring.pruning.request import Request
 from paring.pruning.statistics import open_stats
-from paring.report import Pruning
 from paring.retraining import text
 from paring.retraining.run import load, retrain
 

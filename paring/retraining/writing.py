@@ -13,6 +13,7 @@ import numpy as np
 from paring.checkpoint import Checkpoint, TensorInfo, open_checkpoint, write_safetensors
 from paring.dtypes import Stored, from_f32
 from paring.errors import BadFileError, BadValueError, UnsupportedError
+from paring.folders import CONFIG, WEIGHTS
 from paring.merging import record
 from paring.retraining.pupil import Pupil
 
@@ -96,10 +97,10 @@ def _write_adapter(pupil: Pupil, folder: Path) -> None:
         for factor in "AB":
             values = factors[factor].cpu().numpy()
             tensors[f"base_model.model.{module}.lora_{factor}.weight"] = from_f32(values, "F32")
-    write_safetensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
+    write_safetensors(folder / WEIGHTS, tensors, {"format": "pt"})
     config = {
         "peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": targets, "bias": "none",
         "fan_in_fan_out": any(layer.turned for layer in pupil.layers.values()),
         "task_type": "CAUSAL_LM" if pupil.objective == "causal" else None,
     }  # fmt: skip
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

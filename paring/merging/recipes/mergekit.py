@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from paring.merging.planning import Request
-from paring.merging.recipes.mergekit_rules import ABSENT, RULES, Given, Level, Rule, Source
+from paring.merging.recipes.given import Given, Level, Rule, Source
+from paring.merging.recipes.mergekit_rules import ABSENT, RULES
 from paring.merging.recipes.nodes import Node
+from paring.merging.request import Request
 from paring.registry import nearest
 
 Locate = Callable[[Node], str]

@@ -15,9 +15,9 @@ from paring import registry
 from paring.errors import OptionError, ParingError
 from paring.hub.names import parse
 from paring.hub.reading import pinned
-from paring.merging.planning import Request, check
 from paring.merging.recipes import mergekit
 from paring.merging.recipes.nodes import Node, read
+from paring.merging.request import Request, check
 from paring.merging.weights import Weight
 from paring.registry import nearest
 from paring.sizes import parse_size

@@ -1,4 +1,4 @@
-"""Recipes as files hold them, and back: JSON of :meth:`~paring.merging.planning.Request.recipe`."""
+"""Recipes as files hold them, and back: JSON of :meth:`~paring.merging.request.Request.recipe`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from paring.errors import BadFileError
-from paring.merging.planning import Request
+from paring.merging.request import Request
 
 
 def request_of(recipe: Mapping[str, Any], where: str) -> Request:
