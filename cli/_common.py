@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-output_file = click.option("-o", "--output", metavar="OUT", help="Where to write.")
 threads = click.option("--threads", type=int, metavar="N", help="Threads to use.  [default: all processors]")
 memory_help = "Memory to work in, such as 2GiB.  [default: half of what is free]"
 overwrite = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")

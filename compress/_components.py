@@ -67,7 +67,8 @@ def weights(u: F64, v: F64, U: Real, s: F64, V: Real, norm: float = 0.0) -> F64:
 def tensors(
     u: Side, v: Side, scale: F64, distortion: F64, shapes: tuple[Shape, ...], module_scale: float = 1.0
 ) -> tuple[Levels, Levels]:
-    """The tensors a and b, of ``shapes``; the module's own scale is taken out of them.
+    """The tensors a and b, of ``shapes``, of components (c,) whose sides are ``u`` and ``v``, at ``scale``
+    (c,); the module's own scale is taken out of them. ``distortion`` (c,) is the share that is lost.
 
     What scales tell is all in those of a: b has one power of four, with which the sides of the strongest
     component are nearly of one size.
@@ -84,7 +85,9 @@ def tensors(
 
 
 def tensor(shape: Shape, layout: Layout, side: Side, used: npt.NDArray[np.bool_], scale: F64) -> Levels:
-    """A side as a tensor of ``shape``: its rank vectors first, zeros behind them."""
+    """A side as a tensor of ``shape``: the rank vectors that are ``used`` (c,), at ``scale`` (c,), first,
+    zeros behind them.
+    """
     count, n = segments(shape, layout)
     k = np.zeros((count, n), np.int16)
     classes, scales = np.zeros(count, np.uint8), np.zeros(count, np.float32)
@@ -95,6 +98,8 @@ def tensor(shape: Shape, layout: Layout, side: Side, used: npt.NDArray[np.bool_]
 
 
 def short(x: F64, distortion: F64) -> F64:
-    """``x`` rounded to so few bits behind the leading one as hardly add to ``distortion``, at least five."""
+    """``x`` (c,) rounded to so few bits behind the leading one as hardly add to ``distortion`` (c,), at least
+    five.
+    """
     bits = np.ceil(np.maximum(5, np.log2(4.2 / np.maximum(distortion, 1e-9)) / 2)).astype(int)
     return rounded(x, bits + 1)

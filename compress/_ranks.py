@@ -46,7 +46,7 @@ class Part:
 
     @property
     def gains(self) -> F64:
-        """What each rank vector adds, made to fall."""
+        """What each rank vector adds ``(r,)``, made to fall."""
         gains: F64 = np.minimum.accumulate(np.maximum(self.lost[:-1] - self.lost[1:], 0.0))
         return gains
 
@@ -96,7 +96,9 @@ def _balanced(of_a: F64, of_b: F64, rounding: float) -> bool:
 
 
 def kept(part: Part, which: npt.NDArray[np.int64], store: str) -> list[tuple[str, Stored]]:
-    """The tensors a and b with the rank vectors ``which`` alone; nothing where there are none."""
+    """The tensors a and b with the rank vectors ``which (k,)`` alone, in the dtype ``store`` or, with
+    ``source``, their own; nothing where there are none. Raises BadValueError where that overflows.
+    """
     if not len(which):
         return []
     factors = part.factors

@@ -36,13 +36,16 @@ _LOWEST, _HIGHEST = -4, 44  # log2 of the variance over the price, in tables
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """What Gaussian entries of unit variance take and lose, by ``log2(variance / price)`` in sixteenths."""
+    """What Gaussian entries of unit variance take and lose, by ``log2(variance / price)`` in sixteenths,
+    (t,).
+    """
 
     bits: F64
     lost: F64
     plan: npt.NDArray[np.int64]  #: the row of PLAN, where levels are taken
 
     def at(self, variances: F64, price: float) -> npt.NDArray[np.int64]:
+        """Where in the tables rows of these ``variances`` (n,) are at ``price``, (n,)."""
         with np.errstate(divide="ignore"):
             places = np.round(_FINE * (np.log2(variances / price) - _LOWEST))
         found: npt.NDArray[np.int64] = np.clip(places, 0, len(self.bits) - 1).astype(np.int64)
@@ -78,14 +81,14 @@ class Rest:
     ) -> None:
         self._matrix, self._parts, self._prices, self._bits = matrix, parts, prices, bits
         self._first = first
-        count, n = matrix.rows, matrix.columns
+        count = matrix.rows
         cuts = sorted({first, *(edge for block in matrix.blocks(_BLOCK) for edge in block)})
         self._blocks = list(pairwise(cuts))
         self._classes, self._steps = np.zeros(count, np.uint8), np.zeros(count)
-        self._k = np.zeros((0, n), np.int16)
         self._kept, self._mean = np.zeros(count, np.int64), np.zeros(count)
 
     def code(self) -> tuple[Levels | None, Ternary | None]:
+        """The rows that are levels, and those that are signs, ``(rows, columns)`` each; None without any."""
         inner = norm = 0.0
         found = []
         for start, stop in self._blocks:

@@ -55,8 +55,8 @@ _OCTAVES = 72
 
 @dataclass(frozen=True, eq=False)
 class Worth:
-    """What a component is given, by ``log2(s^2 / price)`` in sixteenths: rows of ``PLAN`` for u and v, -1 for
-    none; its bits; and the share of its energy that is lost.
+    """What a component is given, by ``log2(s^2 / price)`` in sixteenths, (t,) each: rows of ``PLAN`` for u
+    and v, -1 for none; its bits; and the share of its energy that is lost.
     """
 
     of_u: npt.NDArray[np.int64]
@@ -65,7 +65,7 @@ class Worth:
     lost: F64
 
     def at(self, squares: F64, price: float) -> npt.NDArray[np.int64]:
-        """Where in the tables components of these squared singular values are at ``price``."""
+        """Where in the tables components of these squared singular values (c,) are at ``price``, (c,)."""
         with np.errstate(divide="ignore"):
             places = np.round(_FINE * np.log2(squares / price))
         found: npt.NDArray[np.int64] = np.clip(places, 0, _FINE * _OCTAVES - 1).astype(np.int64)

@@ -24,12 +24,13 @@ def share_of(share: float, d: int) -> int:
 
 
 def refuse_unless_two(models: Models, rule: str) -> None:
+    """Raises OptionError for any other number of models."""
     if models.n != 2:
         raise OptionError(f"{rule} merges two models, not {models.n}; karcher takes any number")
 
 
 def shares(target: Target) -> F64:
-    """The models' weights for one tensor over their sum. Raises OptionError when they sum to zero."""
+    """The weights ``(models,)`` for one tensor over their sum. Raises OptionError when they sum to zero."""
     weights = np.array(target.weights)
     total = weights.sum()
     if abs(total) <= 1e-12 * np.abs(weights).sum():

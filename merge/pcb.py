@@ -27,6 +27,7 @@ import numpy as np
 
 from paring.errors import OptionError
 from paring.kernels import merging
+from paring.merge._common import check_density
 from paring.merging.models import F32, F64, Blend, Models, Place
 from paring.registry import method
 
@@ -47,8 +48,7 @@ def pcb(models: Models, *, density: float = 0.1, rule: Rule = "E", clip: float |
         rule: E (scale-free), V, A, N as in the authors' code, or paper
         clip: share of magnitudes winsorised at either end; by default .01, for rule A .0001
     """
-    if not 0 < density <= 1:
-        raise OptionError(f"--density {density}: a density is a fraction in (0, 1]")
+    check_density(density)
     if clip is not None and not 0 <= clip < 0.5:
         raise OptionError(f"--clip {clip}: a share below one half")
     if rule == "paper":

@@ -17,8 +17,8 @@ from typing import Literal
 
 import numpy as np
 
-from paring.errors import OptionError
 from paring.kernels import merging
+from paring.merge._common import check_density
 from paring.merging.models import F32, F64, Blend, Models, Place, Scope
 from paring.registry import method
 
@@ -48,8 +48,7 @@ def ties(
         cancelled: where what is kept cancels, the entries with the sign of the majority of all entries
             (published, one more pass), or zero
     """
-    if not 0 < density <= 1:
-        raise OptionError(f"--density {density}: a density is a fraction in (0, 1]")
+    check_density(density)
     thresholds = models.ranked(lambda d: [max(0, d - int(d * density) - 1)], scope=trim)[..., 0]
 
     def of(place: Place) -> F32:

@@ -166,7 +166,8 @@ def _loss(factors: Factors, A: lowrank.Floats, B: lowrank.Floats) -> Loss:
 
 
 def rounded(x: npt.NDArray[np.float64], bits: int | npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """``x`` rounded to so many bits from the leading one on: scales that are cheap to store."""
+    """``x`` (n,) rounded to so many ``bits``, one number or (n,), from the leading one on: scales that are
+    cheap to store."""
     mantissa, exponent = np.frexp(x)
     found: npt.NDArray[np.float64] = np.ldexp(np.round(np.ldexp(mantissa, bits)), exponent - bits)
     return found

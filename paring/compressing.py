@@ -35,7 +35,8 @@ _log = logging.getLogger("paring")
 def run(plan: CompressPlan, *, dry_run: bool = False) -> Report:
     """Do what ``plan`` says, or with ``dry_run`` all of it but the writing.
 
-    Raises BadValueError for NaN or infinity, BudgetError for a budget that cannot be met, OutputError.
+    Raises BadValueError for NaN or infinity, BudgetError for a budget that cannot be met, OutputError,
+    BadFileError where what was coded does not decode to the source.
     """
     if plan.method.sees == "tensors":
         from paring import tensorwise

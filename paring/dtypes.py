@@ -65,7 +65,8 @@ class Stored:
         return self.data.tobytes()
 
     def f32(self) -> npt.NDArray[np.float32]:
-        """The values in fp32 (fp64 is rounded to nearest even). Raises UnsupportedError for other kinds."""
+        """The values in ``shape``, fp32 (fp64 is rounded to nearest even). Raises UnsupportedError for other
+        kinds."""
         if self.dtype == "BF16":
             return (self.data.astype(np.uint32) << 16).view(np.float32)
         if self.dtype in FLOATS:
@@ -74,7 +75,7 @@ class Stored:
         raise UnsupportedError(f"tensors of dtype {self.dtype} hold no floating-point values to work on")
 
     def f64(self) -> npt.NDArray[np.float64]:
-        """The values in fp64, which holds every one of them. Raises UnsupportedError for other kinds."""
+        """The values in ``shape``, fp64, which holds every one. Raises UnsupportedError for other kinds."""
         return (self.data if self.dtype == "F64" else self.f32()).astype(np.float64)
 
 
@@ -90,7 +91,7 @@ def from_bytes(dtype: str, shape: Sequence[int], raw: bytes | memoryview | Array
 
 
 def from_f32(values: Array, dtype: str, name: str = "a tensor") -> Stored:
-    """Round fp32 or fp64 ``values`` once, to nearest even, to ``dtype``.
+    """Round fp32 or fp64 ``values``, of any shape, once, to nearest even, to ``dtype``.
 
     Raises BadValueError when a finite value overflows to infinity (fp16 ends at 65504), UnsupportedError for
     a dtype that is not floating point.

@@ -112,7 +112,8 @@ def verify(
     """Check a file: payload checksums, the digest of what decodes, finite values, complete pairs; and with
     ``source`` that it was made of that very source and loses as much as it says.
 
-    Raises BadFileError only for a file that cannot be opened at all; what fails is listed in the report.
+    Raises OptionError for a ``source`` or ``base`` that the file has no use for or lacks, and BadFileError
+    only for a file that cannot be opened at all; what fails is listed in the report.
     """
     opened = open_source(path, whole=True)
     pool = isinstance(opened, Packed) and holds_adapters(opened)

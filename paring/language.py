@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_TEXT = 1 << 30  # bytes
 DTYPES = ("fp32", "bf16", "fp16")
+_WINDOW = 2048  # tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,14 +137,14 @@ def load_tokenizer(home: Path) -> Any:
             raise UnsupportedError(f"{home} holds no tokenizer that can be read: {_first(error)}") from None
 
 
-def window_of(asked: int | None, config: Any, default: int = 2048) -> int:
-    """The length of windows in tokens: as asked, or ``default``, at most what the model's positions allow.
+def window_of(asked: int | None, config: Any) -> int:
+    """The length of windows in tokens: as asked, or 2048, at most what the model's positions allow.
 
     Raises OptionError.
     """
     most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if asked is None:
-        return min(default, most or default)
+        return min(_WINDOW, most or _WINDOW)
     if asked < 2 or (most and asked > most):
         raise OptionError(
             f"--window {asked}: 2 tokens or more{f', at most {most} for this model' if most else ''}"

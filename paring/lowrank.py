@@ -67,7 +67,8 @@ def svd(A: Floats, B: Floats) -> tuple[F64, F64, F64]:
 
 
 def components(A: F32, B: F32, device: str = "cpu") -> tuple[F32, F64, F32]:
-    """As :func:`svd`, many times faster for tall factors, U and V in fp32; on the GPU by torch.
+    """As :func:`svd`, many times faster for tall factors: U ``(out, k)`` and V ``(k, in)`` in fp32,
+    s ``(k,)`` in fp64; on the GPU by torch.
 
     From the Gram matrices of the factors: components below about 1e-7 of the largest are not resolved, and
     come back as zero or not quite orthogonal.
@@ -107,7 +108,8 @@ _WHOLE = 1536
 
 
 def truncated(D: Floats, rank: int, seed: int = 0) -> tuple[F64, F64, F64]:
-    """The leading components of a dense matrix: ``D ~ U @ diag(s) @ V``, at most ``rank`` of them, fp64.
+    """The leading components of a dense matrix ``(out, in)``: ``D ~ U @ diag(s) @ V``, at most ``rank`` of
+    them, fp64, in the shapes that :func:`svd` gives.
 
     By eigenvectors of the smaller Gram matrix (components below 1e-8 of the largest are not resolved), or for
     few components of a large matrix by randomised subspace iteration (Halko, Martinsson, Tropp 2011,
@@ -143,8 +145,8 @@ def balanced(A: Floats, B: Floats) -> tuple[F64, F64]:
 def leading(
     D: npt.NDArray[np.float32], *, rank: int | None = None, energy: float = 1.0, seed: int = 0
 ) -> tuple[Floats, F64, Floats]:
-    """Leading components ``D ~ U @ diag(s) @ V`` of a dense fp32 matrix: the fewest that hold the share
-    ``energy`` of ``||D||^2``, at most ``rank``; with ``energy`` 1 and a rank, just that many.
+    """Leading components ``D ~ U @ diag(s) @ V`` of a dense fp32 matrix ``(out, in)``: the fewest that hold
+    the share ``energy`` of ``||D||^2``, at most ``rank``; with ``energy`` 1 and a rank, just that many.
 
     As :func:`truncated`, but few components of a large matrix are found in fp32, which spares a copy of it in
     fp64, and in sketches that double until they hold enough: then the share is counted on what was found, so

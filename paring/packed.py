@@ -229,7 +229,9 @@ def is_packed(checkpoint: Checkpoint) -> bool:
 
 
 def open_packed(container: Checkpoint, threads: int = 1) -> Packed:
-    """The packed file in ``container``, with its manifest read and checked."""
+    """The packed file in ``container``, with its manifest read and checked. Raises BadFileError,
+    UnsupportedError for a newer format version.
+    """
     where = str(container.path)
     version = container.metadata.get("version")
     if version != VERSION:

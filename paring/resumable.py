@@ -107,7 +107,7 @@ class Staging:
         }
 
     def write(self, name: str, start: int, data: npt.NDArray[Any]) -> int:
-        """Write ``data``, from entry ``start`` of tensor ``name`` on; returns its part of the checksum."""
+        """Write ``data (n,)`` from entry ``start`` of ``name`` on; returns its part of the checksum."""
         descriptor, place = self._places[name]
         raw = data.view(np.uint8)
         offset = start * data.itemsize

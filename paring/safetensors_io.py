@@ -243,7 +243,10 @@ def _check_layout(path: Path, infos: Sequence[TensorInfo], begin: int, size: int
 def plan_file(
     path: Path, layout: Iterable[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, TensorInfo]]:
-    """The first bytes of a file (length and header), and the place of each tensor in it."""
+    """The first bytes of a file (length and header), and the place of each tensor in it. Raises BadValueError
+    for names and metadata that no file can hold, UnsupportedError for unknown dtypes and headers that are too
+    large.
+    """
     specs = list(layout)
     for name, dtype, _ in specs:
         if dtype not in STORAGE:

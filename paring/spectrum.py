@@ -16,7 +16,7 @@ _NOTHING = 1e-13
 
 
 def dense(models: Models, index: int) -> F32:
-    """The first model's vector in one tensor, flat. Raises BadValueError for NaN, with file and tensor."""
+    """The first model's vector in one tensor, ``(n,)``. Raises BadValueError for NaN, with file, tensor."""
     out = np.empty(models.targets[index].numel, np.float32)
 
     def work(chunks: Iterator[Chunk]) -> None:
@@ -29,8 +29,9 @@ def dense(models: Models, index: int) -> F32:
 
 
 def spectrum(D: F32) -> tuple[float, int] | None:
-    """Effective rank ``exp(-sum p log p)``, ``p = s / sum s`` (Roy, Vetterli 2007), and how many components
-    hold 90 % of ``||D||^2``. Eigenvalues of the smaller Gram matrix, in fp64; None for a zero matrix.
+    """Of a matrix ``D (out, in)`` its effective rank ``exp(-sum p log p)``, ``p = s / sum s`` (Roy, Vetterli
+    2007), and how many components hold 90 % of ``||D||^2``. Eigenvalues of the smaller Gram matrix, in fp64;
+    None for a zero matrix.
     """
     if D.shape[0] > D.shape[1]:
         D = D.T
@@ -42,7 +43,7 @@ def spectrum(D: F32) -> tuple[float, int] | None:
 
 
 def ranks_of(s: F64) -> tuple[float, int] | None:
-    """The same from singular values, falling."""
+    """The same from singular values ``(k,)``, falling."""
     if not s.size or s[0] <= 0:
         return None
     s = s[s * s > _NOTHING * s[0] * s[0]]

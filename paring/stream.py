@@ -40,7 +40,9 @@ class Item:
 
 
 class Reduction(Protocol, Generic[S, T_co]):
-    """``start`` makes a state, ``update`` feeds it a chunk, ``merge`` joins two in order, ``finish`` ends."""
+    """``start`` makes a state, ``update`` feeds it a chunk ``(k,)``, ``merge`` joins two in order, ``finish``
+    ends.
+    """
 
     def start(self) -> S: ...
     def update(self, state: S, values: F32) -> S: ...

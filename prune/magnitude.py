@@ -26,6 +26,9 @@ from paring.registry import method
     invariants=("magnitude",),
 )
 def magnitude(matrix: Matrix) -> F32:
-    """Magnitude: the smallest entries go."""
+    """Magnitude: the smallest entries go.
+
+    Returns the scores ``(out, in)``, fp32.
+    """
     scores: F32 = np.abs(matrix.weights)
     return scores

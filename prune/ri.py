@@ -22,5 +22,8 @@ from paring.registry import method
     "LLMs, ICLR 2024, eq. 2",
 )
 def ri(matrix: Matrix) -> F32:
-    """RI: weights relative to their row's and column's sums."""
+    """RI: weights relative to their row's and column's sums.
+
+    Returns the scores ``(out, in)``, fp32.
+    """
     return importance(matrix.weights).astype(np.float32)

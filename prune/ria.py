@@ -33,6 +33,8 @@ def ria(matrix: Matrix, *, exponent: float = 0.5) -> F32:
 
     Options:
         exponent: of the norms, 0 or more; .5 as published
+
+    Returns the scores ``(out, in)``, fp32. Raises OptionError.
     """
     if not 0 <= exponent < np.inf:
         raise OptionError(f"--exponent {exponent}: a power of norms, 0 or more")

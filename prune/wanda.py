@@ -26,6 +26,9 @@ from paring.registry import method
     "LLMs, arXiv:2306.11695, eq. 1",
 )
 def wanda(matrix: Matrix) -> F32:
-    """Wanda: weights times the norms of their inputs."""
+    """Wanda: weights times the norms of their inputs.
+
+    Returns the scores ``(out, in)``, fp32.
+    """
     scores: F32 = np.abs(matrix.weights) * inputs.norms(matrix)
     return scores

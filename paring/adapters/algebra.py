@@ -45,7 +45,7 @@ def _kron(first: F64, second: F64) -> F64:
 
 
 def whole(matrix: F64) -> Pair:
-    """A matrix as a product with the smaller identity, exact."""
+    """A ``matrix (out, in)`` as a product with the smaller identity, exact."""
     rows, columns = matrix.shape
     return (matrix, np.eye(rows)) if rows <= columns else (np.eye(columns), matrix)
 
@@ -75,7 +75,8 @@ def mixtures(bank: F64, indices: npt.NDArray[np.int64], weights: F64) -> F64:
 
 
 def top(logits: F64, k: int) -> tuple[npt.NDArray[np.int64], F64]:
-    """Indices of the ``k`` largest of the last axis, and their softmax; of equal ones the first."""
+    """Indices of the ``k`` largest of ``logits (..., n)`` and their softmax, ``(..., k)``; of equal ones the
+    first."""
     indices = np.argsort(-logits, axis=-1, kind="stable")[..., :k]
     chosen = np.take_along_axis(logits, indices, axis=-1)
     raised = np.exp(chosen - chosen.max(axis=-1, keepdims=True))

@@ -54,7 +54,7 @@ class Derived:
 
 
 def wide(stored: Stored) -> F64:
-    """The values in fp64, which holds every dtype's exactly (integers up to 2^53)."""
+    """The values in their shape, fp64, which holds every dtype's exactly (integers up to 2^53)."""
     return stored.f64() if stored.dtype in FLOATS else stored.data.astype("float64")
 
 

@@ -43,7 +43,9 @@ _OWN = {
 
 
 def pattern(config: Config, key: str, module: str) -> Any:
-    """The first entry of ``rank_pattern`` or ``alpha_pattern`` whose key matches ``module``, or None."""
+    """The first entry of ``rank_pattern`` or ``alpha_pattern`` whose key matches ``module``, or None. Raises
+    BadFileError for patterns that are none.
+    """
     patterns = config.get(key) or {}
     if not isinstance(patterns, Mapping):
         raise BadFileError(f"adapter_config.json: {key} must map names of modules to numbers")

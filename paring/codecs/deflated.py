@@ -35,13 +35,14 @@ def planes(values: Array) -> bytes:
 
 
 def unplaned(raw: bytes, dtype: str) -> Array:
-    """What :func:`planes` was given, of a numpy ``dtype``."""
+    """What :func:`planes` was given, (n,), of a numpy ``dtype``."""
     by_place = np.frombuffer(raw, np.uint8).reshape(np.dtype(dtype).itemsize, -1).T
     return np.ascontiguousarray(by_place).view(dtype).reshape(-1)
 
 
 def plane(part: memoryview, deflated: bool, n: int, what: str, window: int = -15) -> Array:
-    """The ``n`` bytes of a plane, uint8, stored as they are or deflated. ``what`` names it in errors."""
+    """A plane (n,), uint8, stored as it is or deflated. Raises BadFileError, naming ``what``, where it is not
+    ``n`` bytes."""
     if deflated:
         return exactly(part, n, what, window)
     if len(part) != n:
@@ -50,7 +51,8 @@ def plane(part: memoryview, deflated: bool, n: int, what: str, window: int = -15
 
 
 def exactly(deflated: memoryview, n: int, what: str, window: int = -15) -> Array:
-    """The ``n`` bytes of a whole deflate stream, uint8: no more than one more is ever inflated."""
+    """A whole deflate stream (n,), uint8; no more than one byte more is ever inflated. Raises BadFileError,
+    naming ``what``, where it is damaged or not ``n`` bytes."""
     stream = zlib.decompressobj(window)
     try:
         out = stream.decompress(deflated, min(n, MOST * len(deflated)) + 1)
@@ -62,7 +64,9 @@ def exactly(deflated: memoryview, n: int, what: str, window: int = -15) -> Array
 
 
 def reader(deflated: bytes, what: str) -> Callable[[int], bytes]:
-    """Exactly the next so many bytes of a raw deflate stream at each call. ``what`` names it in errors."""
+    """Exactly the next so many bytes of a raw deflate stream at each call. ``what`` names it in errors. Calls
+    raise BadFileError where there are not so many.
+    """
     stream, rest = zlib.decompressobj(-15), deflated
 
     def take(size: int) -> bytes:

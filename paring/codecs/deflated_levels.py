@@ -40,7 +40,9 @@ def encode(items: Sequence[Levels]) -> bytes:
 
 
 def read(payload: bytes | memoryview, shapes: Sequence[tuple[int, ...]]) -> levels.Read:
-    """Check and read all but the blocks, taking no more memory than the payload's bytes can stand for."""
+    """Check and read all but the blocks, taking no more memory than the payload's bytes can stand for. Raises
+    BadFileError.
+    """
     data = np.frombuffer(payload, np.uint8)
     size = int.from_bytes(data[:4].tobytes(), "little")
     if len(data) < 4 or size > len(data) - 4:

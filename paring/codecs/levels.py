@@ -91,7 +91,7 @@ def _check(item: Levels, bits: int) -> None:
 
 
 def cut(codes: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[Layout, ...], Parts]:
-    """The layouts of ``codes`` that a payload gives its tensors, and the parts of these."""
+    """The layouts that ``codes`` give tensors of ``shapes``, and the parts of these. Raises BadFileError."""
     if any(code >= len(LAYOUTS) for code in codes):
         raise BadFileError(f"{WHAT} has an unknown layout: it is damaged, or of a newer version")
     layouts = tuple(LAYOUTS[code] for code in codes)
@@ -122,7 +122,9 @@ class Read:
     data: npt.NDArray[np.uint8]  # the blocks, and zeros
 
     def checked(self, least: int) -> Read:
-        """Itself, of a payload that has ``least`` bytes behind what was read, if need be zeros."""
+        """Itself, of a payload that has ``least`` bytes behind what was read, if need be zeros. Raises
+        BadFileError.
+        """
         if not np.isfinite(self.scales).all():
             raise BadFileError(f"{WHAT} is damaged: a scale is not finite")
         if (self.sizes % 2).any() or (self.sizes > len(self.data)).any() or (self.states >> self.bits).any():
@@ -150,7 +152,7 @@ def decoded(
 
 
 def floats(dtypes: Sequence[str], wanted: Sequence[int]) -> None:
-    """Refuse dtypes that levels do not decode to."""
+    """Refuse dtypes that levels do not decode to. Raises UnsupportedError."""
     if strange := [dtypes[i] for i in wanted if dtypes[i] not in FLOATS]:
         raise UnsupportedError(f"{WHAT} cannot be decoded to {strange[0]}")
 
@@ -204,7 +206,7 @@ def _finish(
 
 
 def values(item: Levels, dtype: str) -> npt.NDArray[np.float64]:
-    """The dense values, fp64, that ``item`` decodes to in ``dtype``."""
+    """The dense values, in its shape, fp64, that ``item`` decodes to in ``dtype``."""
     scale = np.where(item.classes > 0, item.scale, 0.0).astype(np.float64)
     rows = by_segment(item) * scale[:, None] + 0.0  # no -0
     return from_f32(laid(rows, item.layout, item.shape), dtype, "a tensor").f64()

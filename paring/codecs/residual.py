@@ -75,7 +75,7 @@ def most_bytes(item: Difference) -> int:
 
 
 def values(item: Difference, dtype: str) -> F64:
-    """The values, fp64, that ``item`` decodes to in ``dtype``."""
+    """The values, in its shape, fp64, that ``item`` decodes to in ``dtype``."""
     return _finish(item.base, item.layout, item.mix, _dense(item.left), item.shape, dtype).f64()
 
 
@@ -93,7 +93,9 @@ def predicted(base: Stored, layout: Layout, mix: F64 | None) -> F64:
 
 
 def apart(tensor: Stored, base: Stored, layout: Layout, mix: F64 | None) -> Stored | None:
-    """The exact difference of ``tensor`` and its prediction; None where that overflows the dtype."""
+    """The exact difference of ``tensor`` and its prediction, zigzag, in its shape and unsigned integers of
+    its width; None where the prediction overflows the dtype.
+    """
     guess = predicted(base, layout, mix)
     with np.errstate(over="ignore"):
         kind = np.float32 if tensor.dtype == "BF16" else tensor.data.dtype

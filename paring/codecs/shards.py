@@ -78,7 +78,7 @@ def most_bytes(item: Gather) -> int:
 
 
 def values(item: Gather, dtype: str) -> npt.NDArray[np.float64]:
-    """The values of ``item``, fp64, as they are."""
+    """The values of ``item``, in its shape, fp64, as they are."""
     assert item.tensor.dtype == dtype, "a gathered tensor decodes to its own dtype"
     return item.tensor.f64()
 
@@ -189,7 +189,8 @@ def references(payload: bytes | memoryview, shapes: Sequence[tuple[int, ...]]) -
 def layouts_of(
     payload: bytes | memoryview, shapes: Sequence[tuple[int, ...]]
 ) -> list[tuple[Pool, Layout, Index]]:
-    """Of each tensor of a payload its pool, layout and indices of shards."""
+    """Of each tensor of a payload its pool, layout and the indices (shards,), int64, of its shards. Raises
+    BadFileError for a payload that is damaged."""
     read = _head(payload, shapes)
     out = []
     for (place, layout, flags), shape in zip(read.tensors, shapes, strict=True):

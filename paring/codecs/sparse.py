@@ -77,7 +77,7 @@ def most_bytes(item: Sparse) -> int:
 
 
 def values(item: Sparse, dtype: str) -> npt.NDArray[np.float64]:
-    """The values of ``item``, fp64, as they are: it is kept in ``dtype``."""
+    """The values of ``item``, in its shape, fp64, as they are: it is kept in ``dtype``."""
     return planes.values(item.tensor, dtype)
 
 
@@ -87,13 +87,13 @@ def key(item: Sparse) -> Hashable:
 
 
 def occupied(tensor: Stored) -> U8:
-    """The mask of a tensor: ``ceil(n / 8)`` bytes, a bit for every entry whose bits are not all zero."""
+    """The mask (ceil(n / 8),), uint8, of a tensor: a bit for every entry whose bits are not all zero."""
     return np.packbits(_bits(tensor) != 0, bitorder="little")
 
 
 def coded_bytes(mask: U8, n: int, form: Form) -> tuple[float, int] | None:
-    """What places take, nearly, in bytes, and how many values a form keeps of a tensor with this ``mask``;
-    None where it cannot be had.
+    """What places take, nearly, in bytes, and how many values a form keeps of a tensor of ``n``
+    entries with this ``mask`` (ceil(n / 8),); None where it cannot be had.
     """
     if form == "mask":
         return _entropy(mask), int(np.bitwise_count(mask).sum())

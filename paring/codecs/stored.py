@@ -40,7 +40,7 @@ def most_bytes(item: Stored) -> int:
 
 
 def values(item: Stored, dtype: str) -> npt.NDArray[np.float64]:
-    """The values of ``item``, fp64, as they are: it is kept in ``dtype``."""
+    """The values of ``item``, in its shape, fp64, as they are: it is kept in ``dtype``."""
     assert item.dtype == dtype, "a stored tensor decodes to its own dtype"
     return item.f64()
 

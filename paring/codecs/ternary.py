@@ -82,7 +82,7 @@ def most_bytes(item: Ternary) -> int:
 
 
 def values(item: Ternary, dtype: str) -> npt.NDArray[np.float64]:
-    """The dense values, fp64, that ``item`` decodes to in ``dtype``."""
+    """The dense values, in its shape, fp64, that ``item`` decodes to in ``dtype``."""
     scale = from_f32(item.scale, dtype, "a scale")
     wide = scale.f64()
     trits = to_trits(item).astype(np.float64)

@@ -68,7 +68,9 @@ def _least(shapes: Sequence[tuple[int, ...]], segments: int) -> int:
 
 
 def read(payload: bytes | memoryview, shapes: Sequence[tuple[int, ...]]) -> levels.Read:
-    """Check and read all but the blocks, taking no more memory than the payload's bytes can stand for."""
+    """Check and read all but the blocks, taking no more memory than the payload's bytes can stand for. Raises
+    BadFileError.
+    """
     from paring.kernels.trellis import header
 
     data = np.frombuffer(payload, np.uint8)

@@ -29,7 +29,9 @@ Row = list[Factors | None]
 
 
 def compare(opened: Sequence[Model], threads: int) -> Difference:
-    """All adapters against the first, and pairwise."""
+    """All adapters against the first, and pairwise. Raises UnsupportedError where two have no module in
+    common.
+    """
     rows, rest = _join(opened)
     if not rows:
         raise UnsupportedError(

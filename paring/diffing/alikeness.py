@@ -12,14 +12,21 @@ from paring.merging.models import F32, F64
 
 
 def signs(deltas: F32) -> tuple[F64, F64]:
-    """``(models, models)``: entries nonzero in both, and those whose signs agree. Exact: chunks are short."""
+    """Of ``deltas (models, k)``, ``(models, models)`` each: entries nonzero in both, and those whose signs
+    agree. Exact: chunks are short.
+    """
     sign = np.sign(deltas)
     both = np.abs(sign) @ np.abs(sign).T
     return both.astype(np.float64), ((both + sign @ sign.T) / 2).astype(np.float64)
 
 
 class Sums:
-    """Sums over the entries of a tensor, or of all, and what they tell; lists follow the models."""
+    """Sums over the entries of a tensor, or of all, and what they tell; lists follow the models.
+
+    ``row``, fp64, is for every model: the squares of the base and its own, their products, how many entries
+    differ and how many there are, ``(models,)`` each; of every two: the products of their deltas, and what
+    :func:`signs` gives, ``(models, models)`` each. What is not in ``present`` has no figures.
+    """
 
     def __init__(self, row: F64, n: int, present: Sequence[bool]) -> None:
         row = row if row.size else np.zeros(5 * n + 3 * n * n)  # of tensors that all are empty
@@ -34,17 +41,21 @@ class Sums:
         ]
 
     def norm(self) -> list[float | None]:
+        """``||delta||``."""
         return self._each(np.sqrt(np.diagonal(self.gram)))
 
     def change(self) -> list[float | None]:
+        """``||delta|| / ||base||``; None where the base is zero."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return self._each(np.sqrt(np.diagonal(self.gram) / self.base))
 
     def cosine(self) -> list[float | None]:
+        """Of base and model; None where one is zero."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return self._each(np.clip(self.dots / np.sqrt(self.base * self.own), -1, 1))
 
     def changed(self) -> list[float | None]:
+        """The share of entries that differ from the base's."""
         return self._each(self.different / np.maximum(self.counts, 1))
 
     def delta_cosine(self) -> list[float | None]:

@@ -44,7 +44,7 @@ def diff(
     overwrite: bool = False,
     threads: int | None = None,
 ) -> Difference:
-    """Compare; see :func:`paring.api.diff`."""
+    """Compare; see :func:`paring.api.diff`. Raises every ParingError."""
     started, workers = time.perf_counter(), thread_count(threads)
     if not models or (base is None and len(models) < 2):
         raise OptionError("name two models to compare, or one and its --base")

@@ -36,6 +36,7 @@ class Pairs:
         return Matrix(row.name, rows, columns, read)
 
     def shape(self, row: Row) -> tuple[int, int]:
+        """That of :meth:`matrix`."""
         info = self.tuned.tensors[row.name]
         count = info.shape[0] if len(info.shape) > 1 else 1
         return count, info.numel // max(1, count)
@@ -71,7 +72,8 @@ def squares(a: Stored, b: Stored) -> float:
 
 
 def rounded(below: Stored, delta: F64, dtype: str, name: str) -> tuple[Stored, int, int]:
-    """``base + delta`` in ``dtype``; how many changes there are, and how many of them rounding undoes."""
+    """``base + delta``, of the base's shape, in ``dtype``; how many entries change, and how many of these
+    changes rounding undoes. Raises BadValueError where it overflows."""
     made = from_f32(below.f64() + delta.reshape(below.shape), dtype, name)
     moving = delta.reshape(-1) != 0
     still = made.data.reshape(-1) == cast(below, dtype, name).data.reshape(-1)

@@ -38,7 +38,7 @@ class Matrix:
         return list(spans(self.rows, self.columns, entries))
 
     def dense(self) -> F32:
-        """All of it."""
+        """All of it, (rows, columns), fp32."""
         out = np.empty((self.rows, self.columns), np.float32)
         for start, stop in self.blocks(1 << 20):
             out[start:stop] = self.read(start, stop)
@@ -46,6 +46,7 @@ class Matrix:
 
 
 def spans(rows: int, columns: int, entries: int) -> Iterator[tuple[int, int]]:
+    """Rows from, to, of at most so many ``entries`` each, but at least a row."""
     step = max(1, entries // max(1, columns))
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
@@ -78,7 +79,7 @@ class Parts:
         return codecs.of(self.a).values(self.a, "F32"), codecs.of(self.b).values(self.b, "F32")
 
     def block(self, start: int, stop: int) -> F64:
-        """Rows of what it decodes to, in fp64: as a reader adds up the parts."""
+        """Rows (stop - start, columns) of what it decodes to, in fp64: as a reader adds up the parts."""
         rest = [_rows(item, start, stop) for item in (self.levels, self.signs) if item is not None]
         return summed((stop - start, self.matrix.columns), self._factors, slice(start, stop), rest)
 
@@ -86,7 +87,9 @@ class Parts:
 def summed(
     shape: tuple[int, int], factors: tuple[F64, F64] | None, rows: slice, rest: list[npt.NDArray[Any]]
 ) -> F64:
-    """Rows of ``B @ A`` and the ``rest``, which are rows already, added up in fp64."""
+    """The ``rows`` of ``B @ A``, ``factors`` being A (r, columns) and B (all rows, r), and the ``rest``,
+    which are of ``shape`` already, added up in fp64.
+    """
     out: F64 = np.zeros(shape)
     if factors is not None:
         out += factors[1][rows] @ factors[0]

@@ -121,7 +121,8 @@ def restore(
     """Write the fine-tune to ``output``: a file when that ends in .safetensors, else a folder with what lay
     beside it, in shards where it is large.
 
-    Raises OptionError without ``base``, BadFileError for another base and for damage, OutputError.
+    Raises OptionError without ``base``, UnsupportedError for a packed one, BadFileError for another base and
+    for damage, OutputError.
     """
     started, wanted = time.perf_counter(), parse_dtype(dtype)
     table = read_table(opened)

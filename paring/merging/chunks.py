@@ -51,7 +51,7 @@ class Place:
 
 @dataclass(slots=True)
 class Chunk:
-    """One chunk being read: ``vectors (models, k)``, ``base (k,)`` or None, ``bits`` of the base."""
+    """One chunk being read: ``vectors (models, k)``, ``base (k,)`` or None, ``base_bits (k,)`` as stored."""
 
     place: Place
     vectors: F32
@@ -218,6 +218,6 @@ class Desk:
 
 
 def on_cpu(vectors: Any) -> F32:
-    """A copy of a chunk's vectors as a numpy array."""
+    """A copy of a chunk's vectors ``(models, k)`` as a numpy array."""
     found: F32 = vectors.cpu().numpy() if hasattr(vectors, "is_cuda") else vectors.copy()
     return found

@@ -117,7 +117,9 @@ def choose(
 def stack(
     choice: Choice, models: Sequence[Model | None], weighting: Weighting, dtype: str | None
 ) -> tuple[list[Target], list[Copied]]:
-    """The tensors of a stack: carried bit for bit, but where a weight or ``dtype`` changes them."""
+    """The tensors of a stack: carried bit for bit, but where a weight or ``dtype`` changes them. Raises
+    UnsupportedError for weights of tensors that hold no floats.
+    """
     targets, copied = [], []
     for i, entries in enumerate(choice.tensors):
         for name, entry in (entries or {}).items():

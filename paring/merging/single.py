@@ -33,7 +33,7 @@ class How:
 
 
 def merge_one(request: Request, output: Path, how: How, places: Mapping[str, str]) -> Report:
-    """Merge what is there: stages, if the request names any, are among ``places``."""
+    """Merge what is there: stages, if the request has any, are in ``places``. Raises every ParingError."""
     models = [open_model(places.get(path, path)) for path in request.models]
     named = request.base if request.base is not None else request.into
     base = open_model(places.get(named, named)) if named is not None else None

@@ -43,7 +43,8 @@ class Source(Protocol):
     tensors: Mapping[str, Entry]
 
     def read(self, name: str, start: int, stop: int, buffer: npt.NDArray[np.uint8]) -> Bits:
-        """Entries ``start:stop`` of the flat tensor, in the storage of its dtype; in ``buffer`` if they fit.
+        """Entries ``start:stop`` of the flat tensor, ``(stop - start,)``, in the storage of its dtype; in
+        ``buffer`` if they fit.
 
         The same span has the same bits whoever asks. Raises BadFileError when the file has changed.
         """

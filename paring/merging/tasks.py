@@ -87,7 +87,7 @@ def write(
     """Write the packed file ``output``, a tensor at a time; returns its size in bytes.
 
     ``carried`` are tensors that go along unchanged. What is written is read again before it takes its place.
-    Raises OutputError, BadValueError.
+    Raises OutputError, BadValueError, BadFileError where it does not read back.
     """
     target = atomic.target_of(output)
     target.parent.mkdir(parents=True, exist_ok=True)

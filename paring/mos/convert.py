@@ -54,10 +54,11 @@ def fold_file(
 ) -> Layout:
     """Fold an expanded adapter back into a compact file, exactly: the inverse of :func:`expand_file`.
 
-    ``seed``, or ``indices`` by (projection type, factor), must be those that it was trained with; ones drawn
-    elsewhere, by the published code for instance, are given as indices. Shards that no module draws are lost
-    in an expanded adapter and become zero. Raises BadValueError when the factors do not fit the indices,
-    UnsupportedError for adapters that are no LoRA of one rank and scale, OptionError, OutputError.
+    ``seed``, or ``indices (layers, r * shards)`` by projection type and factor, must be those that it was
+    trained with; ones drawn elsewhere, by the published code for instance, are given as indices. Shards that
+    no module draws are lost in an expanded adapter and become zero. Raises BadValueError when the factors do
+    not fit the indices, UnsupportedError for adapters that are no LoRA of one rank and scale, OptionError,
+    OutputError.
     """
     with open_checkpoint(source) as checkpoint:
         refuse_same_file(output, checkpoint.inputs)

@@ -54,7 +54,7 @@ class Clusters:
 
 
 def cluster(shards: F64) -> Clusters:
-    """Every shard with the first one that it is like."""
+    """Every one of ``shards`` (n, d) with the first one that it is like."""
     units, norms = _units(shards), np.linalg.norm(shards, axis=1)
     words: list[int] = []
     index = np.zeros(len(units), np.int64)

@@ -79,7 +79,7 @@ class _Group:
 
 
 def attempt(
-    state: State, coding: Sequence[Work], error: float, trellis: Trellis, shortest: int, least: int
+    state: State, coding: Sequence[Work], error: float, trellis: Trellis, least: int, shortest: int
 ) -> Iterator[CandidateReport]:
     """Try a pool of alike shards for the adapters ``coding``, against the ``least`` bytes that others take;
     where it takes fewer, ``state`` has it.

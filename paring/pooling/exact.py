@@ -37,6 +37,7 @@ class Held:
     contents: dict[bytes, int] = field(default_factory=dict)
 
     def put(self, number: int, tensor: Stored, root: Layout | None = None) -> None:
+        """Note a tensor of the file; with ``root`` it is stored by itself, its rank vectors being these."""
         self.tensors[number] = tensor
         self.contents.setdefault(hashing.content(tensor), number)
         if root is not None:

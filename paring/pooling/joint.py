@@ -31,7 +31,7 @@ _WORD = 12.0  # bits of an entry of a core, about
 
 
 def attempt(
-    state: State, coding: Sequence[Work], error: float, trellis: Trellis, shortest: int, least: int
+    state: State, coding: Sequence[Work], error: float, trellis: Trellis, least: int
 ) -> Iterator[CandidateReport]:
     """Try a basis in common for the adapters ``coding``, against the ``least`` bytes that others take;
     where it takes fewer, ``state`` has it.

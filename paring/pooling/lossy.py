@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,8 @@ def store(
     coding = [work for work in firsts if work.source.name not in whole]
     state = State(made.stages, dict(held.tensors))
     if coding:
-        state = _best(made, state, pile, coding, coders, shortest, overlap, (joint.attempt, codebook.attempt))
+        attempts = (joint.attempt, partial(codebook.attempt, shortest=shortest))
+        state = _best(made, state, pile, coding, coders, overlap, attempts)
     for work in works:
         if work.source.name not in whole:
             _repeat(state, work)
@@ -68,7 +70,7 @@ def store(
 
 
 def _best(
-    made: Made, state: State, pile: Pile, coding: list[Work], coders: Coders, shortest: int, overlap: float,
+    made: Made, state: State, pile: Pile, coding: list[Work], coders: Coders, overlap: float,
     attempts: Sequence[Any],
 ) -> State:  # fmt: skip
     """The smallest of all ways to code adapters."""
@@ -80,7 +82,7 @@ def _best(
         other = state.copied()
         least = best.stages.nbytes - before
         trellis = Trellis(coders.plan, states_for(sum(f.numel for work in coding for f in work.new)))
-        for tried in attempt(other, coding, pile.error, trellis, shortest, least):
+        for tried in attempt(other, coding, pile.error, trellis, least):
             made.candidates.append(tried)
             if tried.taken:
                 best = other
@@ -176,7 +178,8 @@ def _sequential(
 def difference(
     work: Work, other: Source, near: RelationReport, state: State, error: float, plan: F64
 ) -> Items | None:
-    """The new modules of ``work`` as difference from ``other`` as decoded, within ``error``."""
+    """The new modules of ``work`` as difference from ``other`` as decoded, within ``error``, by the trellis'
+    ``plan`` (rows, 5); None where that cannot be."""
     theirs = {ours.name: their for their, ours in matched(other, work.source)}
     trellis = Trellis(plan, states_for(sum(f.numel for f in work.new)))
     turned = []

@@ -67,7 +67,7 @@ class Source:
 
     @cached_property
     def bases(self) -> dict[tuple[str, int], F64]:
-        """Orthonormal bases that have been computed, by module and side."""
+        """Orthonormal bases (rank, n) that have been computed, by module and side."""
         return {}
 
 

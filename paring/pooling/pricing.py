@@ -85,8 +85,8 @@ def meet(top: float, attempt: Callable[[float], tuple[T, bool]]) -> T | None:
 
 
 def short(mix: F64, error: float) -> F64:
-    """A mix rounded to so few bits as hardly add to ``error``: of each row the same number behind its largest
-    entry.
+    """``mix`` (rows, columns) rounded to so few bits as hardly add to ``error``: of each row the same number
+    behind its largest entry.
     """
     if not mix.size:
         return mix

@@ -62,7 +62,9 @@ class _File:
 
 
 def read(payloads: Sequence[Payload], data: Mapping[int, bytes | memoryview]) -> _File:
-    """Read how every tensor is told. ``data`` holds the payloads that refer to tensors, by place."""
+    """Read how every tensor is told. ``data`` holds the payloads that refer to tensors, by place. Raises
+    BadFileError.
+    """
     file = _File([], [], [], [])
     for place, payload in enumerate(payloads):
         shapes = [spec.shape for spec in payload.specs]

@@ -19,7 +19,7 @@ MOST_DEPTH = 4
 @dataclass(eq=False)
 class Stages:
     """The payloads of a file so far. ``numbers`` are those of its tensors, ``depth`` how far each is from one
-    that refers to no other; ``levels`` says how each new one is stored.
+    that refers to no other.
     """
 
     payloads: list[Payload] = field(default_factory=list)

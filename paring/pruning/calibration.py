@@ -80,6 +80,7 @@ class Pruning:
     of: int | None
 
     def budget(self, rows: int, columns: int) -> Budget:
+        """What a matrix ``(rows, columns)`` keeps."""
         if self.of is not None and self.keep is not None:
             return Budget(self.keep, of=self.of)
         share = self.share or Fraction(0)
@@ -118,7 +119,7 @@ def calibrate(
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> Calibration:
-    """:func:`paring.api.calibrate`; ``how`` blocks are pruned makes it sequential."""
+    """:func:`paring.api.calibrate`; ``how`` to prune blocks makes it sequential. Raises every ParingError."""
     begun = time.perf_counter()
     device = to_run(device)
     target = Path(output)

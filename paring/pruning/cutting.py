@@ -110,17 +110,17 @@ def _counted(reader: Reader, pool: Pool, counted: Iterator[kernels.Counts]) -> C
     def equal(piece: Piece) -> int:
         return int(np.count_nonzero(short_keys(reader, piece) == key))
 
-    return _placed(reader, pool, key, pool.prune - below, groups[:, key].tolist(), equal, short=True)
+    return _placed(pool, key, pool.prune - below, groups[:, key].tolist(), equal, short=True)
 
 
 def short_keys(reader: Reader, piece: Piece) -> npt.NDArray[np.uint16]:
-    """The magnitudes of 16-bit floats, as bits."""
+    """The magnitudes ``(n,)`` of a piece of 16-bit floats, as bits."""
     found: npt.NDArray[np.uint16] = reader.bits(piece).view(np.uint16) & np.uint16(0x7FFF)
     return found
 
 
 def _placed(
-    reader: Reader, pool: Pool, key: int, ties: int, groups: Sequence[int], equal: Callable[[Piece], int],
+    pool: Pool, key: int, ties: int, groups: Sequence[int], equal: Callable[[Piece], int],
     *, short: bool,
 ) -> Cut:  # fmt: skip
     """The cut at ``key`` of which ``ties`` go; ``groups`` are the numbers of equal keys by group."""
@@ -171,7 +171,7 @@ def _ranked(reader: Reader, pool: Pool, values: Values, threads: int) -> Cut:
     def equal(piece: Piece) -> int:
         return int(np.count_nonzero(keyed(values(piece)) == key))
 
-    return _placed(reader, pool, key, ties, [times for _, times in told], equal, short=False)
+    return _placed(pool, key, ties, [times for _, times in told], equal, short=False)
 
 
 def _told(tally: ranks.Tally, key: int) -> tuple[int, int]:

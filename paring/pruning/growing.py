@@ -53,7 +53,8 @@ def drop_and_grow(
     fired: torch.Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Update:
-    """Drop ``floor(rate * active)`` smallest ``|weights|`` of ``mask``, then grow as many.
+    """Drop the ``floor(rate * active)`` smallest ``|weights|`` of ``mask``, then grow as many. All tensors,
+    and those returned, have one shape, any; masks are true where active.
 
     Grown are the entries with the largest ``scores`` among all that are inactive after the drop, as RigL has
     it; without scores they are drawn with ``generator``. With ``fired`` (bool, ever active), entries that
@@ -85,7 +86,7 @@ def drop_and_grow(
 
 
 def smallest(keys: torch.Tensor, number: int) -> torch.Tensor:
-    """The ``number`` smallest ``keys`` as a bool mask, ties by position."""
+    """The ``number`` smallest ``keys (n,)`` as a mask ``(n,)``, bool, ties by position."""
     chosen = torch.zeros_like(keys, dtype=torch.bool)
     chosen[keys.sort(stable=True).indices[:number]] = True
     return chosen
@@ -93,7 +94,8 @@ def smallest(keys: torch.Tensor, number: int) -> torch.Tensor:
 
 @torch.no_grad()
 def hold(masks: Mapping[nn.Parameter, torch.Tensor], *, gradients: bool = False) -> None:
-    """Zero what parameters, or with ``gradients`` their gradients, hold outside of ``masks`` (true: kept)."""
+    """Zero what parameters, or with ``gradients`` their gradients, hold outside of ``masks``, bool in their
+    shapes, true where kept."""
     for parameter, mask in masks.items():
         target = parameter.grad if gradients else parameter
         if target is not None:

@@ -25,19 +25,19 @@ class Layer:
 
     @property
     def weight(self) -> torch.Tensor:
-        """The parameter, or what its parametrisation makes of it."""
+        """The parameter in its own layout, or what its parametrisation makes of it."""
         found: torch.Tensor = getattr(self.module, self.attribute)
         return found
 
     @property
     def original(self) -> torch.Tensor:
-        """The weight before its parametrisation, of one that has some."""
+        """The weight before its parametrisation, in the same layout, of one that has some."""
         found: torch.Tensor = self.module.parametrizations[self.attribute].original  # type: ignore[index, union-attr]
         return found
 
     @torch.no_grad()
     def settle(self, values: torch.Tensor) -> None:
-        """Take the parametrisation off; the weight is ``values`` from here on."""
+        """Take the parametrisation off; the weight is ``values``, of its shape, from here on."""
         parametrize.remove_parametrizations(self.module, self.attribute, leave_parametrized=False)
         self.weight.copy_(values)
 

@@ -80,7 +80,9 @@ class MaskFile:
         return self.checkpoint.tensors[name].shape[0]
 
     def read(self, name: str, start: int, stop: int) -> Bools:
-        """Which entries ``start:stop`` of the flat tensor stay. Safe from several threads."""
+        """Which entries ``start:stop`` of the flat tensor stay, ``(stop - start,)``. Safe from several
+        threads.
+        """
         size = numel(self.shapes[name]) // max(1, self.stack(name))
         out = np.empty(stop - start, np.bool_)
         done = start
@@ -101,7 +103,7 @@ class MaskFile:
         return {name: self.read(name, 0, numel(shape)).reshape(shape) for name, shape in self.shapes.items()}
 
     def apply(self, name: str, start: int, bits: npt.NDArray[Any]) -> None:
-        """Set to zero what is masked of stored ``bits``, which begin at entry ``start`` of a tensor."""
+        """Set to zero what is masked of stored ``bits (n,)``, which begin at entry ``start`` of a tensor."""
         if name in self.shapes:
             bits[~self.read(name, start, start + len(bits))] = 0
 

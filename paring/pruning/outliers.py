@@ -21,12 +21,12 @@ from paring.pruning.matrix import F32, F64
 
 
 def total(weights: F32, norms: F32) -> float:
-    """The sum of the scores ``|W| * norms`` of ``weights (out, in)``, in fp64."""
+    """The sum of the scores ``|W| * norms`` of ``weights (out, in)``, ``norms (in,)``, in fp64."""
     return float((np.abs(weights).sum(axis=0, dtype=np.float64) * norms).sum())
 
 
 def outliers(weights: F32, norms: F32, above: float) -> int:
-    """How many of the scores are larger than ``above``."""
+    """How many of the scores of ``weights (out, in)``, inputs' ``norms (in,)``, are larger than ``above``."""
     return int((np.abs(weights) * norms.astype(np.float64) > above).sum())
 
 

@@ -45,7 +45,7 @@ class Reader:
         self._local = threading.local()
 
     def bits(self, piece: Piece) -> Bits:
-        """The entries as stored, in memory of this thread's until it reads again."""
+        """The entries ``(n,)`` as stored, in memory of this thread's until it reads again."""
         target = self.targets[piece.index]
         buffer = self.buffer("read", piece.nbytes(target.dtype))
         return self.source.read(target.name, piece.start, piece.stop, buffer)
@@ -68,7 +68,7 @@ class Reader:
         )
 
     def buffer(self, what: str, need: int) -> npt.NDArray[np.uint8]:
-        """``need`` bytes of this thread's memory, one buffer for each use."""
+        """Bytes ``(need,)`` of this thread's memory, one buffer for each use."""
         held: npt.NDArray[np.uint8] = getattr(self._local, what, np.empty(0, np.uint8))
         if len(held) < need:
             held = np.empty(need, np.uint8)

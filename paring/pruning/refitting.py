@@ -51,7 +51,9 @@ def refit(
 def solve(
     start: F32 | F64, dense: F32 | F64, mask: Mask, gram: F64, iterations: int, tolerance: float
 ) -> F64:
-    """:func:`refit` for a Gram matrix that is damped already, in fp64 throughout."""
+    """:func:`refit`, from ``start (out, in)``, for a Gram matrix that is damped already; fp64 throughout.
+    Raises BadValueError for one that is none.
+    """
     diagonal = np.diag(gram)
     scale = np.divide(1.0, diagonal, out=np.zeros_like(diagonal), where=diagonal > 0)
     W = np.where(mask, start, 0.0).astype(np.float64)
@@ -81,8 +83,10 @@ def solve(
 
 
 def lost(weights: F32, dense: F32, gram: F32) -> float:
-    """The share of the squared outputs on the calibration's inputs that is lost:
-    ``tr((W - D) G (W - D)^T) / tr(D G D^T)``; 0 where there are none."""
+    """The share of the squared outputs on the calibration's inputs that is lost by ``weights (out, in)`` in
+    place of ``dense (out, in)``, ``gram (in, in)``: ``tr((W - D) G (W - D)^T) / tr(D G D^T)``; 0 where there
+    are none.
+    """
     wide = gram.astype(np.float64)
     change, whole = weights.astype(np.float64) - dense, dense.astype(np.float64)
     total = float(((whole @ wide) * whole).sum())

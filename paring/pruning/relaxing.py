@@ -78,7 +78,8 @@ class Pdp:
         return found
 
     def harden(self) -> dict[str, torch.Tensor]:
-        """Fix the masks at their full targets and return them: bool, true where kept, exact counts.
+        """Fix the masks at their full targets and return them: bool, in the weights' shapes, true
+        where kept, exact counts.
 
         Weights stay trainable, and what is masked stays out of the model.
         """
@@ -88,7 +89,9 @@ class Pdp:
         return {name: mask.hard for name, mask in self.masks.items() if mask.hard is not None}
 
     def bake(self) -> None:
-        """Put plain weights back, with exact zeros where the hard mask has them."""
+        """Put plain weights back, with exact zeros where the hard mask has them. Raises OptionError before
+        :meth:`harden`.
+        """
         for name, mask in self.masks.items():
             if mask.hard is None:
                 raise OptionError(f"{name} still has a soft mask: harden() before bake()")

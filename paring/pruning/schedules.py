@@ -92,20 +92,6 @@ def average_density(
     return 1 / sum(_tokens(final, start, end, initial, prunable))
 
 
-def compute_share(schedule: Gradual, share: float, prunable: float = 1.0) -> float:
-    """The fraction of a run's compute spent when ``share`` of its tokens have been seen."""
-    return _spent(schedule, share, prunable) / _spent(schedule, 1.0, prunable)
-
-
-def token_share(schedule: Gradual, compute: float, prunable: float = 1.0) -> float:
-    """The fraction of a run's tokens seen when ``compute`` of its compute is spent (by bisection)."""
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if compute_share(schedule, middle, prunable) < compute else (low, middle)
-    return (low + high) / 2
-
-
 def _tokens(
     final: float, start: float, end: float, initial: float, prunable: float
 ) -> tuple[float, float, float]:
@@ -113,12 +99,3 @@ def _tokens(
     Gradual(final, start, end, initial)  # refuses what cannot be meant
     dense, sparse = 1 - prunable * initial, 1 - prunable * final
     return start / dense, (end - start) / (sparse + (dense - sparse) / 4), (1 - end) / sparse
-
-
-def _spent(schedule: Gradual, share: float, prunable: float) -> float:
-    """The integral of density over the first ``share`` of tokens."""
-    dense, sparse = 1 - prunable * schedule.initial, 1 - prunable * schedule.final
-    width = schedule.end - schedule.start
-    inside = min(1.0, max(0.0, (share - schedule.start) / width)) if width else 0.0
-    pruning = width * (sparse * inside + (dense - sparse) * (1 - (1 - inside) ** 4) / 4)
-    return dense * min(share, schedule.start) + pruning + sparse * max(0.0, share - schedule.end)

@@ -57,7 +57,7 @@ class Scorer:
         return found
 
     def flat(self, piece: Piece, values: F32) -> F32:
-        """The scores of a piece, in the order of its file."""
+        """The scores ``(n,)`` of a piece with these ``values (n,)``, in the order of its file."""
         found = self.scores(self.matrix(piece, values))
         return cast(F32, self._stored(piece, found).reshape(-1))
 
@@ -94,7 +94,7 @@ class Scorer:
 
     def changed(self, piece: Piece, bits: Bits, before: F32, out: Bits) -> tuple[Mask, Sums]:
         """Fill ``out`` with what a method makes of a piece of stored ``bits``, whose values are ``before``,
-        where survivors change; the mask ``(n,)``."""
+        where survivors change; the mask ``(n,)``. Raises BadValueError where they become NaN or infinite."""
         target, method = self._plan.targets[piece.index], self._plan.method
         budget = self._budgets.get(target.matrix(piece.number))
         if budget is None and self._plan.request.lines is None:

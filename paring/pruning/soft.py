@@ -59,14 +59,17 @@ class SoftMask(nn.Module):
         return self._back(torch.sigmoid((squares - t2) / tau), weight)
 
     def exact(self, weight: torch.Tensor) -> torch.Tensor:
-        """The hard mask (bool): exactly ``drop`` dropped, ties by position; what m rounds to without ties."""
+        """The hard mask, bool, of the shape of ``weight``: exactly ``drop`` dropped, ties by position; what m
+        rounds to without ties."""
         squares = self._squares(weight.detach())
         rows = squares.reshape(-1, squares.shape[-1]).cpu().numpy()
         kept = np.ascontiguousarray(select(rows, Budget(rows.shape[1] - self.drop, row=True)))
         return self._back(torch.from_numpy(kept).to(weight.device).reshape(squares.shape), weight)
 
     def magnitudes(self, weight: torch.Tensor) -> torch.Tensor:
-        """What a ranking over the whole model ranks: of entries, or the norms of rows; flat."""
+        """What a ranking over the whole model ranks: magnitudes of entries ``(entries,)``, or with
+        ``channels`` the norms of rows ``(out,)``.
+        """
         return self._squares(weight.detach()).sqrt().flatten()
 
     def _squares(self, weight: torch.Tensor) -> torch.Tensor:

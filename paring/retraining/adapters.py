@@ -65,7 +65,7 @@ class Adapter(nn.Module):
         return torch.add(weight, product, alpha=self.scale)
 
     def merged(self, weight: torch.Tensor) -> torch.Tensor:
-        """The new weight, exactly zero outside the mask; for ``lora`` the old one."""
+        """The new weight, of its shape, exactly zero outside the mask; for ``lora`` the old one."""
         if self.kind == "lora":
             return weight.clone()
         found: torch.Tensor = self(weight)
@@ -73,10 +73,11 @@ class Adapter(nn.Module):
 
 
 class Pst(nn.Module):
-    """Parameter-efficient sparsity: a low-rank update and a mask by learned low-rank importance.
+    """Parameter-efficient sparsity of a weight ``(out, in)``: a low-rank update and a mask by learned
+    low-rank importance.
 
-    ``W' = W + UV``, ``S = |W'| + AB + R 1^T + 1 C^T``; all but the ``drop`` lowest S are
-    kept, and S gets the gradient of the mask straight through. With no step taken it prunes by magnitude.
+    ``W' = W + UV``, ``S = |W'| + AB + R 1^T + 1 C^T``; all but the ``drop`` lowest S are kept, and S gets the
+    gradient of the mask straight through. With no step taken it prunes by magnitude.
     """
 
     def __init__(
@@ -108,13 +109,13 @@ class Pst(nn.Module):
 
     @torch.no_grad()
     def mask(self, weight: torch.Tensor) -> torch.Tensor:
-        """True where kept: all but the ``drop`` lowest scores, ties by position."""
+        """``(out, in)``, true where kept: all but the ``drop`` lowest scores, ties by position."""
         dropped = smallest(self._parts(weight)[1].flatten(), self.drop)
         return ~dropped.reshape(weight.shape)
 
     @torch.no_grad()
     def merged(self, weight: torch.Tensor) -> torch.Tensor:
-        """``M * W'``: exactly ``drop`` zeros; the scores have done their work."""
+        """``M * W'``, ``(out, in)``: exactly ``drop`` zeros; the scores have done their work."""
         updated, _ = self._parts(weight)
         return updated.masked_fill(~self.mask(weight), 0)
 

@@ -122,9 +122,9 @@ def fit(
 ) -> list[float]:
     """Train ``parameters`` and return the loss of each step (the mean of its micro-batches).
 
-    ``held`` maps parameters to masks (bool, true where trained): the rest stays exactly zero.
-    ``before_step`` is called with each step's number, for schedules of other things. Raises BadValueError for
-    a loss or gradient that is NaN or infinite; what was saved last stays.
+    ``held`` maps parameters to masks (bool, in their shapes, true where trained): the rest stays exactly
+    zero. ``before_step`` is called with each step's number, for schedules of other things. Raises
+    BadValueError for a loss or gradient that is NaN or infinite; what was saved last stays.
     """
     optimizer = _optimizer(parameters, how)
     losses: list[float] = []

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 #: how an update of a pruned matrix keeps its mask; :mod:`.adapters` has the formulas
 Kind = Literal["masklora", "scalelora", "loraprune", "lora"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 Optimizer = Literal["adamw", "apollo", "apollo-mini"]

@@ -90,7 +90,8 @@ def _checkpoint(model: Any) -> None:
 
 @torch.no_grad()
 def prune(pupil: Pupil, final: dict[str, torch.Tensor], share: float) -> None:
-    """Prune by magnitude to ``share`` of the zeros that ``final`` has in each tensor, or in each group.
+    """Prune by magnitude to ``share`` of the zeros that ``final`` (masks in the parameters' shapes, true
+    where kept) has in each tensor, or in each group.
 
     What is zero stays so: zeros are the smallest. At share 1 the counts are exactly those of ``final``.
     """

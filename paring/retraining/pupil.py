@@ -31,7 +31,8 @@ _GUESSED = 0.15
 
 @dataclass(eq=False)
 class Pupil:
-    """``masks`` (bool, true where kept) by parameter name; ``files`` maps tensors of the file to parameters.
+    """``masks`` (bool, in the parameters' shapes, true where kept) by parameter name; ``files`` maps tensors
+    of the file to parameters.
 
     ``notes`` collects what the recipes have to report.
     """
@@ -63,7 +64,7 @@ class Pupil:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def held(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[nn.Parameter, torch.Tensor]:
-        """The masks of those parameters that have one."""
+        """The masks, in their shapes, of those parameters that have one."""
         return {parameter: self.masks[name] for name, parameter in parameters if name in self.masks}
 
     def loss(self, size: int) -> Callable[[int], torch.Tensor]:
@@ -122,9 +123,10 @@ class Pupil:
         return True
 
     def dense_weights(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """The dense model's parameters by the names they have in the model, fp32.
+        """The dense model's parameters by the names they have in the model, in their shapes, fp32.
 
-        Raises OptionError where no dense model was given, BadFileError where it lacks one of this shape.
+        Raises OptionError where no dense model was given, BadFileError where it lacks one of this shape,
+        UnsupportedError for names that are not the file's.
         """
         if self.dense is None:
             raise OptionError("this needs the dense model too: give the one that was pruned")
@@ -176,8 +178,8 @@ def open_pupil(
 ) -> Pupil:
     """Load the pruned model of a transformers ``folder`` and the text to train it on.
 
-    ``masks`` are by tensor name in the file, true where kept, in the file's layout; without them the exact
-    zeros of a tensor are what was pruned. Raises BadFileError, UnsupportedError, OptionError.
+    ``masks`` (bool) are by tensor name in the file, true where kept, in the file's shapes; without them the
+    exact zeros of a tensor are what was pruned. Raises BadFileError, UnsupportedError, OptionError.
     """
     folder = folder_of(Path(folder))
     source = open_checkpoint(folder)

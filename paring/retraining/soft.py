@@ -61,7 +61,9 @@ def train_soft(
 def train_pst(
     pupil: Pupil, rank: int, score_rank: int, how: Fit, size: int, span: tuple[float, float]
 ) -> None:
-    """Train PST's factors on every pruned matrix, the counts on the cubic schedule over ``span``."""
+    """Train PST's factors on every pruned matrix, the counts on the cubic schedule over ``span``. Raises
+    OptionError for N of M.
+    """
     _check_span(span)
     if pupil.pattern is not None:
         raise OptionError("PST ranks whole matrices and cannot keep N of M: use perp or reconstruct")

@@ -61,7 +61,8 @@ class Subset:
     def merge(self) -> dict[str, dict[str, torch.Tensor]]:
         """Fold the adapters into their weights, in fp32 and exactly within the masks; plain layers again.
 
-        Returns the factors of those that do not merge (``lora``): by name, A and B times the scale.
+        Returns the factors of those that do not merge (``lora``): by name, A ``(rank, in)`` and B ``(out,
+        rank)`` times the scale.
         """
         beside = {}
         for name, (layer, adapter) in self.adapters.items():
@@ -85,6 +86,7 @@ def choose(
     within: str = "",
 ) -> Subset:
     """Freeze ``model`` but for the subsets ``names`` (of ``NAMES``), and put adapters on ``layers``.
+    ``masks`` are by parameter name, in their shapes, true where kept.
 
     ``within`` restricts it to parameters whose names begin so (one block). Raises OptionError for names that
     there are not and for a model in which a subset is empty, leaving the model frozen.

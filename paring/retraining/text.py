@@ -72,7 +72,9 @@ def digest(source: str | Path, *, field: str = "text") -> str:
 
 
 def check(source: str | Path) -> None:
-    """Refuse, before any work, what :func:`read` will not find here and cannot be on the Hub."""
+    """Refuse, before any work, what :func:`read` will not find here and cannot be on the Hub. Raises
+    OptionError.
+    """
     if not Path(source).exists() and not on_hub(source):
         raise OptionError(
             f"--data {source}: there is no such file or folder, and it is no data set's org/name"

@@ -61,7 +61,7 @@ def prune_and_retrain(
     ``held`` is a text to measure perplexity on, before and after each. ``places`` says where inputs are found
     that are not where ``request`` and ``job`` name them, ``expected`` what their digests have to be. With
     ``dry_run`` the report of the pruning. Killed, the same call goes on: pruning is done again, training is
-    taken up. Raises ParingError.
+    taken up. Raises every ParingError.
     """
     target = target_of(Path(output))
     if target.suffix == ".safetensors":

@@ -22,7 +22,8 @@ def write(pupil: Pupil, folder: Path, recipe: Mapping[str, Any]) -> dict[str, An
     """Write the model into ``folder`` as its source is laid out, and check its zeros where they lie.
 
     What was not trained is carried bit for bit; the rest is rounded once. Returns the counts of pruned
-    entries, of survivors that rounded to zero and of updates lost in rounding. Raises BadValueError for NaN.
+    entries, of survivors that rounded to zero and of updates lost in rounding. Raises BadValueError for NaN,
+    UnsupportedError for what was trained under a name that the file has not.
     """
     named = dict(pupil.model.named_parameters())
     if untraced := pupil.changed - set(pupil.files.values()):

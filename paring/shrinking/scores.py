@@ -42,6 +42,7 @@ class Scores:
     layers: dict[int, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, where: Where, more: F64) -> None:
+        """Add ``more (n,)`` to the scores of the ``n`` indices there."""
         self.units[where] = self.units[where] + more if where in self.units else more
 
 
@@ -152,7 +153,7 @@ def _log(squares: F64 | np.float64, products: bool) -> F64:
 
 
 def best(scores: F64, keep: int) -> npt.NDArray[np.int64]:
-    """The indices of the ``keep`` best scores, in ascending order; of equal ones the last."""
+    """The indices ``(keep,)`` of the best ``scores (n,)``, in ascending order; of equal ones the last."""
     return np.sort(np.argsort(scores, kind="stable")[len(scores) - keep :]).astype(np.int64)
 
 

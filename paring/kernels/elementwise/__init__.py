@@ -33,7 +33,9 @@ def widen(bits: Bits, dtype: str, out: F32, less: F32 | None = None) -> bool:
 def narrow(values: F32, dtype: str, out: Bits) -> bool:
     """Fill ``out (n,)`` with ``values (n,)`` rounded once, to nearest even; whether all are finite.
 
-    What is in ``out`` where they are not is undefined."""
+    What is in ``out`` where they are not is undefined. Raises UnsupportedError for a ``dtype`` that is not
+    floating point.
+    """
     found: bool = _for(values).narrow(values, dtype, out)
     return found
 

@@ -13,7 +13,9 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 def send(bits: Bits, dtype: str, device: str) -> torch.Tensor:
-    """Stored ``bits (n,)`` as values of their dtype ``(n,)`` on ``device``."""
+    """Stored ``bits (n,)`` as values of their dtype ``(n,)`` on ``device``. Raises UnsupportedError for other
+    dtypes.
+    """
     if dtype not in _DTYPES:
         raise UnsupportedError(f"tensors of dtype {dtype} hold no floating-point values to work on")
     plain = np.ascontiguousarray(bits)

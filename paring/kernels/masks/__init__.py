@@ -1,4 +1,5 @@
-"""Merging by masks, on chunks ``vectors (models, k)`` in fp32: what is kept is added up, ``(k,)``.
+"""Merging by masks, on chunks ``vectors (models, k)`` in fp32: what is kept is added up, ``(k,)``, by
+``weights (models,)``.
 
 ``reference.py`` is the specification in plain numpy, ``cpu.py`` has fused numba loops.
 """
@@ -9,8 +10,9 @@ from paring.kernels.merging import F32, F64
 
 
 def band_sum(vectors: F32, low: F32, high: F32, weights: F64) -> F32:
-    """``sum_i weights[i] * vectors[i]`` over entries whose magnitude is in ``low[i] .. high[i]``, both
-    included; weights rounded to fp32, sums in fp32 in order of the models."""
+    """``sum_i weights[i] * vectors[i]`` over entries whose magnitude is in ``low[i] .. high[i]``
+    (both ``(models,)``, and both included); weights rounded to fp32, sums in fp32 in order of the models.
+    """
     from paring.kernels.masks import cpu
 
     return cpu.band_sum(vectors, low, high, weights)

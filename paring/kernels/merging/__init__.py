@@ -1,4 +1,5 @@
-"""Merging rules on chunks: ``vectors (models, k)``, fp32, in; the merged vector ``(k,)`` out.
+"""Merging rules on chunks: ``vectors (models, k)``, fp32, and ``weights (models,)`` in; the merged vector
+``(k,)`` out.
 
 ``reference.py`` is the specification in plain numpy, ``cpu.py`` has fused numba loops, ``gpu.py`` torch: what
 is said of numpy arrays holds of torch tensors, which go to ``gpu`` and come back where they are.
@@ -33,8 +34,9 @@ def mix(rows: U16, k: int, base: bool, weights: F64, scale: float, out: U16) -> 
     """bf16 to bf16: fill ``out (k,)`` with the weighted sum of the first columns of ``rows (models, n)``.
 
     With ``base``, row 0 is the base: the sum is of the others' differences from it, times ``scale``, plus the
-    base; without it ``scale`` is 1. It has the bits that widening, :func:`weighted_sum` and narrowing give.
-    Returns how many updates that are not zero leave the base as it is; -1 where anything is not finite.
+    base; without it ``scale`` is 1. ``weights`` are one for each row that is added up. It has the bits that
+    widening, :func:`weighted_sum` and narrowing give. Returns how many updates that are not zero leave the
+    base as it is; -1 where anything is not finite.
     """
     from paring.kernels.merging import bits
 
@@ -57,7 +59,7 @@ def elected(vectors: F32, thresholds: F32, weights: F64, sign: str) -> F32:
 
 
 def majority(vectors: F32, thresholds: F32, weights: F64, sign: str) -> float:
-    """The sum of the elected signs."""
+    """The sum of the signs that :func:`elected` gives."""
     return float(elected(vectors, thresholds, weights, sign).sum())  # whole numbers below 2^24: exact
 
 

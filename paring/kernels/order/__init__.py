@@ -83,7 +83,8 @@ def count(values: F32, signed: bool, low: int, shift: int) -> tuple[int, Counts]
 
 
 def kth_largest(high_counts: Counts, refine: Callable[[int], Counts], k: int) -> np.float32:
-    """The k-th largest magnitude, 1 <= k <= n, given all high counts and ``refine(bucket)`` for low ones."""
+    """The k-th largest magnitude, 1 <= k <= n, given all ``high_counts (65536,)`` and
+    ``refine(bucket)``, the low ones ``(32768,)``."""
     above = np.cumsum(high_counts[::-1])
     bucket = HIGH - 1 - int(np.searchsorted(above, k))
     rest = k - int(above[HIGH - 1 - bucket] - high_counts[bucket])

@@ -51,25 +51,25 @@ def rows_of(data: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
 
 
 def laid(rows: npt.NDArray[Any], layout: Layout, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """The array of ``shape`` that has these segments, in C order."""
+    """The array of ``shape``, in C order, that has these ``rows`` (segments, entries)."""
     return np.ascontiguousarray(rows.T if layout == "columns" else rows).reshape(shape)
 
 
 def from_trits(trits: npt.NDArray[np.int8], scale: npt.ArrayLike, layout: Layout = "whole") -> Ternary:
     """Planes of ``trits`` (any shape), int8 in -1, 0, +1; ``scale`` (segments,), or one for all."""
-    return _from_bits(trits != 0, trits < 0, scale, layout)
+    count, _ = segments(trits.shape, layout)
+    mask, sign = (
+        np.packbits(rows_of(bits, layout), 1, "little").reshape(-1) for bits in (trits != 0, trits < 0)
+    )
+    return Ternary(trits.shape, layout, mask, sign, _scales(scale, count))
 
 
-def from_floats(
-    x: npt.NDArray[np.float32], t: float, scale: npt.ArrayLike, layout: Layout = "whole"
-) -> Ternary:
-    """Signs of the entries of ``x`` (any shape), fp32, with ``|x| >= t`` (in fp32); the others are zero."""
-    count, n = segments(x.shape, layout)
-    if layout == "columns" or (n % 8 and count > 1):
-        keep = np.abs(x) >= np.float32(t)
-        return _from_bits(keep, keep & (x < 0), scale, layout)
+def from_floats(x: npt.NDArray[np.float32], t: float, scale: float) -> Ternary:
+    """Signs of the entries of ``x`` (any shape), fp32, with ``|x| >= t`` (in fp32); the others are zero. They
+    are one segment.
+    """
     mask, sign = kernels.threshold(np.ascontiguousarray(x).reshape(-1), t)
-    return Ternary(x.shape, layout, mask, sign, _scales(scale, count))
+    return Ternary(x.shape, "whole", mask, sign, _scales(scale, 1))
 
 
 def to_trits(item: Ternary) -> npt.NDArray[np.int8]:
@@ -81,16 +81,6 @@ def to_trits(item: Ternary) -> npt.NDArray[np.int8]:
     )
     trits = mask - 2 * sign
     return laid(trits, item.layout, item.shape)
-
-
-def _from_bits(
-    mask: npt.NDArray[Any], sign: npt.NDArray[Any], scale: npt.ArrayLike, layout: Layout
-) -> Ternary:
-    count, _ = segments(mask.shape, layout)
-    byte_planes = []
-    for bits in (mask, sign):
-        byte_planes.append(np.packbits(rows_of(bits, layout), 1, "little").reshape(-1))
-    return Ternary(mask.shape, layout, byte_planes[0], byte_planes[1], _scales(scale, count))
 
 
 def _scales(scale: npt.ArrayLike, count: int) -> npt.NDArray[np.float32]:

@@ -67,8 +67,8 @@ class Tape:
         self, numbers: Ints, layouts: npt.NDArray[np.uint8], parts: Sequence[tuple[int, int]],
         classes: npt.NDArray[np.uint8], scales: npt.NDArray[np.uint32],
     ) -> None:  # fmt: skip
-        """The class of every segment and the bits of its fp32 scale, of ``parts`` (segments, entries each) by
-        tensor.
+        """``classes`` (segments,) and ``scales`` (segments,), the bits of fp32, of the segments of all
+        tensors; ``parts`` are, of each tensor, how many segments it has, of how many entries each.
         """
         owns = np.append(0, np.cumsum([count for count, _ in parts], dtype=np.int64))
         entries = np.array([n for _, n in parts], np.int64)
@@ -77,7 +77,7 @@ class Tape:
         _segments(self._tape, self.words, layouts, entries, owns, numbers[1:], classes, scales, last)
 
     def index(self, bits: int, lengths: Ints, states: npt.NDArray[np.uint8]) -> None:
-        """The length in words of every block, and the state of the trellis that it begins in."""
+        """``lengths`` (blocks,) in words, and ``states`` (blocks,) of the trellis that each begins in."""
         self._reach(_BLOCK * len(lengths))
         _index(self._tape, self.words, bits, lengths, states)
 

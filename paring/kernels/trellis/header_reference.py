@@ -62,8 +62,8 @@ class Header:
     def segments(
         self, layouts: Sequence[int], parts: Sequence[tuple[int, int]], mantissas: Sequence[int]
     ) -> tuple[list[int], npt.NDArray[np.float32]]:
-        """The class of every segment, and its scale, 0 for those of class 0. ``parts`` says of every tensor
-        how many segments it has, of how many entries each.
+        """The class of every segment, and its scale (segments,), 0 for those of class 0. ``parts`` says of
+        every tensor how many segments it has, of how many entries each. Raises BadFileError.
         """
         classes: list[int] = []
         words: list[int] = []
@@ -121,7 +121,7 @@ class Header:
         return lengths, states
 
     def end(self) -> int:
-        """The number of bytes read."""
+        """The number of bytes read. Raises BadFileError where the header does not end here."""
         if self._x != _LOW:
             raise BadFileError("a header of trellis data does not end where it should")
         return self._at

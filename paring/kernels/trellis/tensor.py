@@ -60,7 +60,7 @@ def levels(k: npt.NDArray[np.int16], bits: int) -> npt.NDArray[np.int32]:
 
 
 def fitting_class(k: npt.NDArray[np.int16], bits: int, cls: int) -> int:
-    """The class within three of ``cls`` that takes fewest bits for the symbols ``k`` of one segment."""
+    """The class within three of ``cls`` that takes fewest bits for the symbols ``k`` (n,) of one segment."""
     from paring.kernels.trellis import cpu
 
     counts = np.zeros((2, 2 * _SPAN + 1), np.int64)

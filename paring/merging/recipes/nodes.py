@@ -44,7 +44,9 @@ class Node:
         raise self.error(f"expected {expected}, not {_KINDS[type(self.value)]}{shown}")
 
     def mapping(self, what: str, known: Collection[str] | None = None) -> dict[str, Node]:
-        """The values by key; with ``known`` any other key is refused, the nearest being suggested."""
+        """The values by key; with ``known`` any other key is refused, the nearest being suggested. Raises
+        OptionError.
+        """
         if not isinstance(self.value, dict):
             self.wrong(what)
         for key, (_, where) in self.value.items():

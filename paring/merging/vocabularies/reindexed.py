@@ -122,7 +122,9 @@ class Reindexed:
 
 
 def gather(source: Source, name: str, rows: I64, dtype: str) -> Bits:
-    """``rows`` of a tensor as ``dtype``, ``(k, width)``; rows that follow one another are read at once."""
+    """``rows`` of a tensor as ``dtype``, ``(k, width)``; rows that follow one another are read at once.
+    Raises BadValueError where a value overflows ``dtype``.
+    """
     entry = source.tensors[name]
     width = entry.numel // entry.shape[0]
     out = np.empty((len(rows), width), STORAGE[entry.dtype])

@@ -80,7 +80,9 @@ def read(folder: Path) -> Tokenizer:
 
 
 def parse(path: Path, told: Mapping[str, Any]) -> Tokenizer:
-    """What ``told``, the contents of ``path``, says."""
+    """What ``told``, the contents of ``path``, says. Raises BadFileError, UnsupportedError for a kind that is
+    unknown.
+    """
 
     def bad(what: str) -> NoReturn:
         raise BadFileError(f"{path}: {what}: get the file again")

@@ -70,7 +70,7 @@ class Vocabulary:
     warnings: list[str] = field(default_factory=list)
 
     def entries(self, tensors: Tensors) -> list[Mapping[str, Entry] | None]:
-        """The same with the result's number of rows."""
+        """``tensors`` with the result's number of rows."""
         return [
             None if own is None else {
                 name: replace(entry, shape=(self.rows, *entry.shape[1:])) if name in maps else entry
