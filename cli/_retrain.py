@@ -40,7 +40,8 @@ def options(function: F) -> F:
         click.option("--seed", type=int, default=0, show_default=True, help="Of retraining."),
         click.option("--field", default="text", show_default=True, help="What is read of lines of JSON."),
         click.option(
-            "--length", type=int, default=512, show_default=True, metavar="N", help="Tokens of a window."
+            "--length", type=int, metavar="N",
+            help="Tokens of a window.  [default: 512, or the model's most]",
         ),
         click.option(
             "--data", metavar="TEXT", help="What to retrain on: a file, a folder, a data set on the Hub."

@@ -121,7 +121,7 @@ def check_room(path: str | Path, nbytes: int) -> None:
 
 
 def target_of(path: str | Path) -> Path:
-    """``path`` made absolute, so that a change of the working folder does not move it."""
+    """``path`` made absolute, so that a change of the working folder does not move it. Raises OutputError."""
     if "\0" in str(path) or not Path(path).name or Path(path).name == "..":
         raise OutputError(f"{str(path)!r} cannot be an output: give the name of a new file or folder")
     return Path.cwd() / path
@@ -145,7 +145,9 @@ def _is_empty_folder(path: Path) -> bool:
 
 
 def refuse_folder(path: Path, overwrite: bool, replaceable: Collection[str] | None) -> None:
-    """Replacing a folder removes it: never where the user stands or lives, nor what is not written anew."""
+    """Replacing a folder removes it: never where the user stands or lives, nor what is not written anew.
+    Raises OutputError.
+    """
     if not os.path.lexists(path) or _is_empty_folder(path):
         return
     _refuse_existing(path, overwrite, stat.S_ISDIR, "a folder")

@@ -219,7 +219,7 @@ def digest(tensors: Iterable[tuple[str, Stored]]) -> str:
 
 
 def digest_sorted(tensors: Iterable[tuple[str, Stored]]) -> str:
-    """:func:`digest` of tensors that come in ascending order of their names, one held at a time."""
+    """:func:`digest` of tensors in ascending order of their names, one held at a time; raises as it does."""
 
     def number(value: int) -> bytes:
         return value.to_bytes(8, "little")

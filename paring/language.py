@@ -137,14 +137,14 @@ def load_tokenizer(home: Path) -> Any:
             raise UnsupportedError(f"{home} holds no tokenizer that can be read: {_first(error)}") from None
 
 
-def window_of(asked: int | None, config: Any) -> int:
-    """The length of windows in tokens: as asked, or 2048, at most what the model's positions allow.
+def window_of(asked: int | None, config: Any, default: int = _WINDOW) -> int:
+    """The length of windows in tokens: as asked, or ``default``, at most what the model's positions allow.
 
     Raises OptionError.
     """
     most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if asked is None:
-        return min(_WINDOW, most or _WINDOW)
+        return min(default, most or default)
     if asked < 2 or (most and asked > most):
         raise OptionError(
             f"--window {asked}: 2 tokens or more{f', at most {most} for this model' if most else ''}"

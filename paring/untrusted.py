@@ -92,3 +92,18 @@ def read_json(path: Path, limit: int) -> dict[str, Any]:
     if what and not raw.lstrip().startswith(b"{"):
         raise BadFileError(f"{path} {what}")
     return parse_json(raw, str(path))
+
+
+def is_text(value: object) -> bool:
+    """Whether a value of a file can be a name or a path."""
+    return isinstance(value, str) and "\0" not in value
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number."""
+    return type(value) is int
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

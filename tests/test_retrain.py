@@ -355,7 +355,9 @@ def test_prune_and_retrain_from_the_command_line(made, tmp_path):
     assert not api.verify(tmp_path / "out", sparsity=".61").ok
     shown = prune(*common, "--steps", 2, "-o", tmp_path / "out2", "--keep-going")
     assert shown.exit_code == 2
+    common.remove("--length"), common.remove(32)  # it is what the model allows
     told = prune(*common, "--steps", 2, "-o", tmp_path / "out2")
+    assert tiny.metadata(tmp_path / "out2")["length"] == 64
     assert told.exit_code == 0 and "of 5,088 parameters" in told.output and "loss" in told.output
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paring import registry
+from paring.api import _names
 from paring.budget import Budget
 from paring.errors import OptionError
 from paring.hub.names import PathLike
@@ -58,7 +59,7 @@ def compress(
     budget = Budget(ratio, error, bits_per_param)
     given = [source] if isinstance(source, str | os.PathLike) else source
     sources = [located(each) for each in given]
-    base = _found(base)
+    base = _names.found(base)
     chosen = registry.load("compress", method)
     if chosen.sees == "adapters":
         if base is not None:
@@ -116,7 +117,7 @@ def decompress(
 
     return decompressing.run(
         Path(located(chosen(source, adapter))), Path(output), dtype=dtype, overwrite=overwrite,
-        threads=thread_count(threads), base=_found(base),
+        threads=thread_count(threads), base=_names.found(base),
     )  # fmt: skip
 
 
@@ -143,15 +144,7 @@ def convert(
     from paring import converting
 
     request = converting.Request(
-        located(source), dialect, tuple(located(base) for base in bases), _text(names), dtype,
+        located(source), dialect, tuple(located(base) for base in bases), _names.text(names), dtype,
         adapter_scale,
     )  # fmt: skip
     return converting.convert(request, Path(output), overwrite=overwrite, dry_run=dry_run)
-
-
-def _text(path: PathLike | None) -> str | None:
-    return None if path is None else os.fspath(path)
-
-
-def _found(path: PathLike | None) -> str | None:
-    return None if path is None else located(path)

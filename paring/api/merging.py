@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paring.api import _names
 from paring.diffing.report import Difference
 from paring.hub.names import PathLike
 from paring.hub.reading import located
@@ -67,9 +68,9 @@ def merge(
     """
     weights = None if weights is None else parse(weights, len(models), 1.0)
     request = Request(
-        [os.fspath(model) for model in models], _text(base), _text(into), method, weights, (), float(scale),
-        dtype,
-        missing, rank, carried, tokenizer, shard_size, options, keep_mask=keep_mask, mask=_text(mask),
+        [os.fspath(model) for model in models], _names.text(base), _names.text(into), method, weights, (),
+        float(scale), dtype, missing, rank, carried, tokenizer, shard_size, options, keep_mask=keep_mask,
+        mask=_names.text(mask),
     )  # fmt: skip
     return verb.merge(
         request, output, overwrite=overwrite, dry_run=dry_run, threads=threads, memory=memory, device=device
@@ -102,7 +103,7 @@ def search(
 
     own = Request.__dataclass_fields__.keys() - {"models", "weights", "options"}
     fields: dict[str, Any] = {key: value for key, value in merging.items() if key in own}
-    fields |= {key: _text(fields[key]) for key in ("base", "into", "mask") if key in fields}
+    fields |= {key: _names.text(fields[key]) for key in ("base", "into", "mask") if key in fields}
     options = {key: value for key, value in merging.items() if key not in own}
     request = Request([os.fspath(model) for model in models], **fields, options=options)
     how = How(overwrite, False, threads, memory)
@@ -199,13 +200,5 @@ def diff(
 
     paths = [located(model) for model in models]
     return comparing.diff(
-        paths, base=_found(base), rank=rank, plot=plot, overwrite=overwrite, threads=threads
+        paths, base=_names.found(base), rank=rank, plot=plot, overwrite=overwrite, threads=threads
     )
-
-
-def _text(path: PathLike | None) -> str | None:
-    return None if path is None else os.fspath(path)
-
-
-def _found(path: PathLike | None) -> str | None:
-    return None if path is None else located(path)

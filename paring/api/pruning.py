@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paring.api import _names
 from paring.errors import OptionError
 from paring.hub.names import PathLike
 from paring.hub.reading import located
@@ -49,7 +50,7 @@ def prune(
     device: str = "auto",
     retrain: str | None = None,
     data: PathLike | None = None,
-    length: int = 512,
+    length: int | None = None,
     field: str = "text",
     seed: int = 0,
     retrain_options: Mapping[str, Any] | None = None,
@@ -74,7 +75,8 @@ def prune(
 
     ``retrain`` names a recipe (perp, reconstruct, pst, pdp) with ``retrain_options``: the result is then
     retrained inside its mask on ``data``, a text file, a folder of them or a data set on the Hub, in windows
-    of ``length`` tokens; of lines of JSON the key ``field`` is read. ``output`` is a folder then.
+    of ``length`` tokens (512, or what the model allows); of lines of JSON the key ``field`` is read.
+    ``output`` is a folder then.
 
     ``eval_data`` is a text file that is held out: the report and the card tell the perplexity on it of the
     model as it was, pruned, and retrained, by windows as :func:`evaluate` has them.
@@ -86,10 +88,10 @@ def prune(
     from paring.pruning import plan, run
     from paring.pruning import request as asking
 
-    held = judging.held_out(_text(eval_data), eval_window, eval_stride, eval_samples)
+    held = judging.held_out(_names.text(eval_data), eval_window, eval_stride, eval_samples)
     request = asking.Request(
         located(model), method, sparsity, keep, of, scope, allocate, lines, budgets, tuple(include),
-        tuple(exclude), tail, _text(stats), None, shard_size, options, refit, outliers, spread,
+        tuple(exclude), tail, _names.text(stats), None, shard_size, options, refit, outliers, spread,
     )  # fmt: skip
     if retrain is not None or data is not None:
         if retrain is None or data is None:
@@ -171,7 +173,7 @@ def shrink(
 
     asked = Cuts(
         located(model), layers, tuple(drop_layers), layers_by, neurons, heads, kv_heads, experts, width,
-        _found(fisher), shard_size,
+        _names.found(fisher), shard_size,
     )  # fmt: skip
     return shrinking.shrink(asked, Path(output), overwrite=overwrite, dry_run=dry_run, threads=threads)
 
@@ -250,11 +252,3 @@ def evaluate(
         device=device,
         threads=threads,
     )
-
-
-def _text(path: PathLike | None) -> str | None:
-    return None if path is None else os.fspath(path)
-
-
-def _found(path: PathLike | None) -> str | None:
-    return None if path is None else located(path)

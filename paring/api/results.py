@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paring.api import _names
 from paring.hub.names import PathLike
 from paring.hub.reading import located
 from paring.hub.verbs import naming
@@ -46,7 +47,7 @@ def verify(
     from paring.pruning import verifying
 
     wanted = verifying.wanted(sparsity, keep, of)
-    found = inspecting.verify(located(path), _found(source), _found(base))
+    found = inspecting.verify(located(path), _names.found(source), _names.found(base))
     if wanted is not None:
         verifying.verify(found, Path(located(path)), *wanted)
     return found
@@ -100,7 +101,3 @@ def push(
     paths = [path] if isinstance(path, str | os.PathLike) else path
     wanted = pushing.Push(repo, private, revision, create_pr, message, tuple(evaluations))
     return pushing.publish([Path(each) for each in paths], pushing.ready(wanted))
-
-
-def _found(path: PathLike | None) -> str | None:
-    return None if path is None else located(path)

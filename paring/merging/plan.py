@@ -50,7 +50,6 @@ class MergePlan:
     options: dict[str, Any]
     models: Sequence[Model | None]
     deltas: bool
-    weighting: Weighting
     scale: float
     targets: Sequence[Target]
     copied: Sequence[Copied]

@@ -44,7 +44,10 @@ def plan_checkpoint(
     threads: int | None = None,
     mask: MaskFile | None = None,
 ) -> MergePlan:
-    """The plan of a merge whose result is a checkpoint. No tensor is read."""
+    """The plan of a merge whose result is a checkpoint. No tensor is read.
+
+    Raises OptionError, UnsupportedError, BadFileError, OutputError.
+    """
     method, options = check(request)
     opened: list[Model | None] = [base, *models]
     if all(model.updates for model in opened if model is not None):
@@ -107,7 +110,7 @@ def plan_checkpoint(
     if not target.with_name(f".{target.name}.resume").exists():  # which has taken its room
         atomic.check_room(target, sum(shard.nbytes for shard in files))
     return MergePlan(
-        method, options, opened, deltas, weighting, request.scale, targets, copied, target, single, files,
+        method, options, opened, deltas, request.scale, targets, copied, target, single, files,
         overwrite, thread_count(threads), recipe, [*warnings, *more],
         configs.joined(choice.config if choice else {}, vocabulary.config if vocabulary else {}), vocabulary,
         request.keep_mask, mask,

@@ -10,7 +10,7 @@ from paring.errors import BadFileError
 from paring.merging.record import RECIPE
 from paring.pruning.request import Request
 from paring.pruning.tensors import Target, sort
-from paring.untrusted import parse_json
+from paring.untrusted import is_number, is_text, is_whole, parse_json
 
 
 def request_of(recipe: Mapping[str, Any], where: str) -> Request:
@@ -49,22 +49,8 @@ def targets_of(checkpoint: Checkpoint) -> list[Target]:
     return sort(checkpoint, config, told.get("include", ()), told.get("exclude", ()))[0]
 
 
-def is_text(value: object) -> bool:
-    """Whether a recipe's value can be a name or a path."""
-    return isinstance(value, str) and "\0" not in value
-
-
 def _texts(value: object) -> bool:
     return isinstance(value, list) and all(map(is_text, value))
-
-
-def is_whole(value: object) -> bool:
-    """Whether a recipe's value is a whole number."""
-    return type(value) is int
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _options(value: object) -> bool:
@@ -79,6 +65,6 @@ _SOUND: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("include", "exclude"), _texts),
     **dict.fromkeys(("keep", "of", "shard_size"), is_whole),
     **dict.fromkeys(("budgets", "options"), _options),
-    **dict.fromkeys(("outliers", "spread"), _number),
+    **dict.fromkeys(("outliers", "spread"), is_number),
     "refit": lambda value: isinstance(value, bool),
 }

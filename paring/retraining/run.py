@@ -21,7 +21,7 @@ from paring.atomic import atomic_folder, refuse_folder, refuse_same_file, target
 from paring.checkpoint import Checkpoint, open_checkpoint
 from paring.devices import to_run
 from paring.errors import OptionError, OutputError, ParingError
-from paring.language import torch_threads
+from paring.language import config_of, folder_of, torch_threads, window_of
 from paring.plan import thread_count
 from paring.pruning.report import Retraining
 from paring.report import peak_rss_bytes
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("paring")
 _RECIPE = "recipe.json"
+_WINDOW = 512  # tokens
 
 
 def load(name: str) -> registry.Method:
@@ -60,7 +61,7 @@ def retrain(
     dense: str | Path | None = None,
     masks: Mapping[str, np.ndarray[Any, Any]] | None = None,
     pattern: tuple[int, int] | None = None,
-    length: int = 512,
+    length: int | None = None,
     field: str = "text",
     seed: int = 0,
     device: str = "auto",
@@ -77,7 +78,8 @@ def retrain(
         data: a text file, a folder of them, or a data set on the Hub; see :mod:`.text`
         recipe: perp, reconstruct, pst or pdp; options: its own
         masks: by tensor of the file, true where kept; by default what is exactly zero was pruned
-        pattern: (keep, of) where the masks are N:M; length: tokens of a window
+        pattern: (keep, of) where the masks are N:M; length: tokens of a window, by default 512 or the
+            most that the model takes
         facts: what the result's recipe tells in place of ``pruned`` and ``dense``: how the one was just made
             of the other
         name: what the recipe calls ``data``, where that is elsewhere now
@@ -92,6 +94,8 @@ def retrain(
     place = to_run(device)
     target = target_of(output)
     refuse_folder(target, overwrite, None)
+    if length is None:
+        length = window_of(None, config_of(folder_of(pruned)), _WINDOW)
     sources = [open_checkpoint(path) for path in (pruned, dense) if path is not None]
     refuse_same_file(target, [file for source in sources for file in source.inputs])
     told = {

@@ -13,6 +13,7 @@ from paring.pruning import stored
 from paring.pruning.request import Request
 from paring.retraining.run import made_with
 from paring.retraining.whole import Job
+from paring.untrusted import is_text, is_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +65,20 @@ def made_of(recipe: Mapping[str, Any], where: str) -> Made:
 
 
 def _texts(value: object) -> bool:
-    return isinstance(value, dict) and all(map(stored.is_text, value.values()))
+    return isinstance(value, dict) and all(map(is_text, value.values()))
 
 
 def _made_with(value: object) -> bool:
     if not isinstance(value, dict) or value.keys() != {"device", "threads", "torch", "transformers"}:
         return False
     threads = value["threads"]
-    return (
-        stored.is_whole(threads)
-        and threads > 0
-        and all(stored.is_text(value[key]) for key in value if key != "threads")
-    )
+    return is_whole(threads) and threads > 0 and all(is_text(value[key]) for key in value if key != "threads")
 
 
 #: what a recipe holds, and whether a value can be that
 _SOUND: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("method", "data", "field"), stored.is_text),
-    **dict.fromkeys(("length", "seed"), stored.is_whole),
+    **dict.fromkeys(("method", "data", "field"), is_text),
+    **dict.fromkeys(("length", "seed"), is_whole),
     **dict.fromkeys(("options", "pruning"), lambda value: isinstance(value, dict)),
     "sha256": _texts,
     "made_with": _made_with,

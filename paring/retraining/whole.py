@@ -35,7 +35,7 @@ class Job:
 
     recipe: str
     data: str
-    length: int = 512
+    length: int | None = None
     field: str = "text"
     seed: int = 0
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)

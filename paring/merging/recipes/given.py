@@ -85,6 +85,7 @@ class Given:
         return next(iter(values))
 
     def flag(self, name: str, default: bool) -> bool:
+        """A parameter of all models that is true or false."""
         level = next((level for level in self.shared if name in level), None)
         return default if level is None else level[name].boolean()
 
@@ -133,6 +134,7 @@ class Given:
 
 
 def numbers(weight: Weight) -> list[float]:
+    """The anchors of a weight, one for a plain number."""
     return [weight] if isinstance(weight, int | float) else list(weight)
 
 

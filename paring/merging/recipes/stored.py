@@ -7,6 +7,7 @@ from typing import Any
 
 from paring.errors import BadFileError
 from paring.merging.request import Request
+from paring.untrusted import is_number, is_text, is_whole
 
 
 def request_of(recipe: Mapping[str, Any], where: str) -> Request:
@@ -28,20 +29,10 @@ def inputs_of(request: Request) -> list[str]:
     return list(dict.fromkeys(name for name in named if name is not None))
 
 
-def _text(value: object) -> bool:
-    return isinstance(value, str) and "\0" not in value
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _whole(value: object) -> bool:
-    return type(value) is int
-
-
 def _weight(value: object) -> bool:
-    return _number(value) or (isinstance(value, list | tuple) and bool(value) and all(map(_number, value)))
+    return is_number(value) or (
+        isinstance(value, list | tuple) and bool(value) and all(map(is_number, value))
+    )
 
 
 def _list_of(sound: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -52,8 +43,8 @@ def _pattern(value: Any) -> bool:
     return (
         isinstance(value, list | tuple)
         and len(value) == 3
-        and _text(value[0])
-        and _whole(value[1])
+        and is_text(value[0])
+        and is_whole(value[1])
         and value[1] >= 0
         and _weight(value[2])
     )
@@ -71,17 +62,17 @@ def _stages(value: Any) -> bool:
 
 #: field -> whether a value can be its
 _SOUND: dict[str, Callable[[Any], bool]] = {
-    "models": lambda value: _list_of(_text)(value) and bool(value),
+    "models": lambda value: _list_of(is_text)(value) and bool(value),
     **dict.fromkeys(
         ("base", "into", "mask", "method", "dtype", "missing", "carried", "tokenizer", "tail", "keep_mask"),
-        _text,
+        is_text,
     ),
     "weights": _list_of(_weight),
     "patterns": _list_of(_pattern),
-    "scale": _number,
-    "rank": lambda value: _whole(value) or _text(value),
-    "shard_size": _whole,
+    "scale": is_number,
+    "rank": lambda value: is_whole(value) or is_text(value),
+    "shard_size": is_whole,
     "options": lambda value: isinstance(value, dict),
-    "layers": _list_of(lambda some: some is None or _list_of(_whole)(some)),
+    "layers": _list_of(lambda some: some is None or _list_of(is_whole)(some)),
     "stages": _stages,
 }
