@@ -192,3 +192,11 @@ def skeleton(line: str) -> str:
     line = re.sub(r"https?://\S+", "URL", line)
     line = re.sub(r"\b[kMGT]B\b", "B", line)
     return " ".join(re.sub(r"[\d.,]+|─+|[-+](?=\d)", "#", line).split())
+
+
+def figures(line: str) -> list[float]:
+    """The numbers of a printed line, without those of time and memory."""
+    if line.startswith("took"):
+        return []
+    line = re.sub(r"https?://\S+|\b[\d.]+ s\b", "", line)
+    return [float(found.replace(",", "")) for found in re.findall(r"\d[\d,]*(?:\.\d+)?", line)]
