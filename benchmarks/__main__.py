@@ -7,7 +7,7 @@
 
 Each runs in a process of its own, makes what it needs (models, texts, the environments of its peers) under
 ``.bench``, and leaves ``benchmarks/results/NAME.json``, which is committed: figures with the machine and the
-commit that they are of. From these the marked blocks of README.md and docs/ are rendered.
+commit that they are of. From these the marked blocks of README.md and docs/ are rendered, and pictures drawn.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.machine import ROOT
-from benchmarks.page import RESULTS, render
+from benchmarks.page import RESULTS, draw, render
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,13 @@ class Part:
 
 PARTS = {
     "codec": Part(4, "the ternary coder against entropy, memcpy and BLAS"),
-    "adapters": Part(30, "accuracy at bytes, on real adapters", ("--plot", "docs/compressing.png")),
+    "adapters": Part(30, "accuracy at bytes, on real adapters"),
     "finetune": Part(15, "a full fine-tune as what it adds to its base"),
     "merge": Part(12, "speed and memory against mergekit and PEFT"),
     "merge_quality": Part(30, "what merged adapters still do"),
     "prune": Part(4, "speed and memory against a script with torch"),
     "prune_quality": Part(40, "perplexity after pruning, by method"),
-    "perp": Part(70, "what retraining recovers", ("--rows", "five", "--plot", "docs/perp.png")),
+    "perp": Part(70, "what retraining recovers", ("--rows", "five")),
     "gpu": Part(8, "whole runs and kernels on a GPU beside the CPU", cuda=True),
 }
 
@@ -60,8 +60,9 @@ def main() -> None:
         for name, part in PARTS.items():
             print(f"{name:14} {part.minutes:3} min  {part.about}{', with CUDA' * part.cuda}")
         return
-    failed = [] if asked.render else run_all(asked.names or [n for n in PARTS if not PARTS[n].cuda or cuda()])
-    for file in render(ROOT):
+    names = asked.names or [name for name in PARTS if asked.render or not PARTS[name].cuda or cuda()]
+    failed = [] if asked.render else run_all(names)
+    for file in (*render(ROOT), *draw(ROOT, names)):
         print(f"{file.relative_to(ROOT)} rendered")
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")

@@ -1,6 +1,6 @@
 """Real adapters on real tasks: what is left of their gain when they are compressed, method by method.
 
-    python -m benchmarks.adapters [--rows N] [--methods A,B] [--ratios 8,16] [--json FILE] [--plot FILE]
+    python -m benchmarks.adapters [--rows N] [--methods A,B] [--ratios 8,16] [--json FILE]
 
 Methods of paring go through files, as a user would: compress to a packed file, decompress to a PEFT folder,
 evaluate what that folder holds. Ratios are ``ratio_fp16``: 16 bits for each of the adapter's parameters over
@@ -229,7 +229,6 @@ def main() -> None:
     parser.add_argument("--methods", help="only these, with commas between them (all)")
     parser.add_argument("--ratios", default=",".join(map(str, RATIOS)), help="fp16 bytes over bytes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to FILE as well")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw gain and error against size")
     arguments = parser.parse_args()
     start = time.perf_counter()
     machine = describe("numpy", "torch", "transformers")  # the commit at the start: it may move meanwhile
@@ -245,10 +244,6 @@ def main() -> None:
     console.print(table(lines))
     console.print(f"{machine}\ntest rows: {tested}; {seconds:g} s in all", highlight=False, soft_wrap=True)
     write(arguments.json, machine, seconds=seconds, test_rows=tested, rows=[told(line) for line in lines])
-    if arguments.plot:
-        from benchmarks.plots import gain_and_error
-
-        gain_and_error([told(line) for line in lines], arguments.plot)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From results to documentation: tables in Markdown, put where README.md and docs/ have marks for them.
+"""From results to documentation: pictures, and tables put where README.md and docs/ have marks for them.
 
 A mark is ``<!-- figures: NAME -->``, and what stands up to ``<!-- /figures -->`` is rendered by the function
 of that name here, from ``benchmarks/results``. Nothing between marks is written by hand.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import repaired
 from benchmarks.machine import ROOT
-from benchmarks.plots import mean
+from benchmarks.plots import gain_and_error, mean
 
 RESULTS = ROOT / "benchmarks" / "results"
 _MARK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- /figures -->)", re.S)
@@ -246,6 +246,21 @@ BLOCKS: Mapping[str, tuple[str, Callable[[Found], str]]] = {
     "merge_quality": ("merge_quality", merge_quality), "prune": ("prune", prune),
     "prune_quality": ("prune_quality", prune_quality), "perp": ("perp", perp), "gpu": ("gpu", gpu),
 }  # fmt: skip
+
+
+#: pictures, of which results, and what draws them
+PICTURES: Mapping[str, tuple[str, Callable[[Found, Path], None]]] = {
+    "docs/compressing.png": ("adapters", gain_and_error), "docs/perp.png": ("perp", repaired.plot),
+}  # fmt: skip
+
+
+def draw(root: Path, names: Collection[str]) -> Iterator[Path]:
+    """Draw the pictures of these results; yields those that were drawn."""
+    for place, (result, function) in PICTURES.items():
+        file = RESULTS / f"{result}.json"
+        if result in names and file.exists():
+            function(json.loads(file.read_text(encoding="utf-8")), root / place)
+            yield root / place
 
 
 def _share(kept: Mapping[str, float], of: str, digits: int = 3) -> str:

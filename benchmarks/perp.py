@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from benchmarks import machine, smollm
 from benchmarks.real_data import data_root
-from benchmarks.repaired import PARTS, plot, summary, table
+from benchmarks.repaired import PARTS, summary, table
 from paring import api
 from paring.plan import thread_count
 from paring.report import peak_rss_bytes
@@ -244,7 +244,6 @@ def main() -> None:
     parser.add_argument("--tune", metavar="RATE,...", help="validation perplexity of --rows at these rates")
     parser.add_argument("--steps", type=int, default=16, help="of --tune")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE as well")
-    parser.add_argument("--plot", type=Path, metavar="PNG")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
@@ -261,8 +260,6 @@ def main() -> None:
     print(told)
     print(table(found))
     machine.write(given.json, told, rows=found)
-    if given.plot:
-        plot(found, given.plot)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-#: what is drawn: the rows of :mod:`benchmarks.adapters`, as JSON has them
-Rows = Sequence[Mapping[str, Any]]
+#: a result as JSON has it
+Found = Mapping[str, Any]
 
 
-def gain_and_error(rows: Rows, file: Path) -> None:
+def signed(figure: Any, found: Found, file: Path) -> None:
+    """Write a figure, with the machine and the commit that it is of below it."""
+    figure.supxlabel(found["machine"], fontsize=7, color="0.5")
+    figure.savefig(file, dpi=150)
+
+
+def gain_and_error(found: Found, file: Path) -> None:
     """The gain that is kept, and the error, against the size; one line a method, a point where it has one
-    size of its own.
+    size of its own. Of :mod:`benchmarks.adapters`.
     """
     import matplotlib
 
@@ -20,6 +26,7 @@ def gain_and_error(rows: Rows, file: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    rows = found["rows"]
     for name in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == name and _ratio(row) > 1]
         if not mine:
@@ -45,7 +52,7 @@ def gain_and_error(rows: Rows, file: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].axhline(1, color="0.6", linewidth=0.8)
     axes[1].legend(frameon=False, fontsize=9)
-    figure.savefig(file, dpi=150)
+    signed(figure, found, file)
     pyplot.close(figure)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.plots import signed
 
 #: the sources of the texts, each counted alike
 PARTS = ("austen", "brown")
@@ -61,17 +64,18 @@ def recovered(
     return float(whole[0] / whole[1]), float((drawn[:, 0] / drawn[:, 1]).std(ddof=1))
 
 
-def plot(found: dict[str, Any], file: Path) -> None:
-    """Perplexity of every row, by how much is trained."""
+def plot(found: Mapping[str, Any], file: Path) -> None:
+    """Perplexity of every row of a result of :mod:`benchmarks.perp`."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(8.5, 0.36 * len(found) + 1.1), layout="constrained")
-    names = list(found)[::-1]
-    colours = ["0.6" if found[name]["row"]["recipe"] is None else "C0" for name in names]
-    values = [math.exp(mean(found[name])) for name in names]
+    rows = found["rows"]
+    figure, axis = pyplot.subplots(figsize=(8.5, 0.36 * len(rows) + 1.3), layout="constrained")
+    names = list(rows)[::-1]
+    colours = ["0.6" if rows[name]["row"]["recipe"] is None else "C0" for name in names]
+    values = [math.exp(mean(rows[name])) for name in names]
     axis.barh(names, values, color=colours, height=0.65)
     for place, value in enumerate(values):
         axis.text(value * 1.03, place, f"{value:.1f}", va="center", fontsize=9)
@@ -81,5 +85,5 @@ def plot(found: dict[str, Any], file: Path) -> None:
     axis.set_xticks([], minor=True)
     axis.set_xlabel("perplexity on held-out books (log scale)")
     axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=150)
+    signed(figure, found, file)
     pyplot.close(figure)

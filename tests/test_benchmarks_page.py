@@ -76,3 +76,13 @@ def test_tables_of_quality():
     assert "| `wanda` |  |  | 186.9 | 1.514 ± 0.029 |" in found
     row = {"what": "int4", "ratio": 8.0, "error": 0.1}
     assert "| int4 | 8.0 | 0.100 | 8.0 | 0.100 |" in page.finetune({"fp32": [row], "fp16": [row]})
+
+
+def test_pictures_are_drawn_from_results_with_their_machine(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **_: figures.append(self))
+    (tmp_path / "docs").mkdir()
+    assert list(page.draw(tmp_path, ["perp", "merge"])) == [tmp_path / "docs" / "perp.png"]
+    (figure,) = figures
+    assert "commit" in figure._supxlabel.get_text()
+    assert "dense" in [label.get_text() for label in figure.axes[0].get_yticklabels()]
