@@ -161,8 +161,10 @@ def merge(found: Found) -> str:
 
 def merge_quality(found: Found) -> str:
     rows = []
-    for row in sorted(found["rows"], key=lambda row: row["closed"]):
-        options = "".join(f" --{key} {value}" for key, value in row["options"].items())
+    for row in sorted(found["rows"], key=lambda row: row["closed"], reverse=True):
+        typed = ((key, "" if value is True else f" {value:g}" if isinstance(value, float) else f" {value}")
+                 for key, value in row["options"].items())  # fmt: skip
+        options = "".join(f" --{key}{value}" for key, value in typed)
         scale = "" if row["scale"] is None else f"{row['scale']:g}"
         rule = row["rule"] if row["scale"] is None else f"`{row['rule']}{options}`"
         rows.append(
