@@ -118,16 +118,14 @@ def kept(found: Found) -> str:
 
 
 def finetune(found: Found) -> str:
-    rows = [
-        [row["what"], *(cell for dtype in ("fp32", "fp16") for cell in _at(found[dtype], row["what"]))]
-        for row in found["fp32"]
-    ]
+    """Both dtypes have the same lines, but for the ranks that their sizes give."""
+    rows = []
+    for single, half in zip(found["fp32"], found["fp16"], strict=True):
+        rank = re.search(r"rank (\d+)", half["what"])
+        what = re.sub(r"rank \d+", rf"\g<0> or {rank[1]}", single["what"]) if rank else single["what"]
+        figures = ((f"{row['ratio']:.1f}", f"{row['error']:.3f}") for row in (single, half))
+        rows.append([what, *(cell for pair in figures for cell in pair)])
     return grid(["what is stored", "fp32: ratio", "error", "fp16: ratio", "error"], rows)
-
-
-def _at(rows: Sequence[Found], what: str) -> tuple[str, str]:
-    row = next((row for row in rows if row["what"] == what), None)
-    return (f"{row['ratio']:.1f}", f"{row['error']:.3f}") if row else ("", "")
 
 
 def merge(found: Found) -> str:

@@ -74,8 +74,15 @@ def test_tables_of_quality():
     pruned = {"amount": "2:4", "case": "wanda", "perplexity": 186.9, "loss": 1.514, "error": 0.029}
     found = page.prune_quality({"rows": [{"case": "dense", "perplexity": 41.1}, pruned]})
     assert "| `wanda` |  |  | 186.9 | 1.514 ± 0.029 |" in found
-    row = {"what": "int4", "ratio": 8.0, "error": 0.1}
-    assert "| int4 | 8.0 | 0.100 | 8.0 | 0.100 |" in page.finetune({"fp32": [row], "fp16": [row]})
+    lines = [
+        {"what": what, "ratio": ratio, "error": 0.1}
+        for what in ("LoRA of rank 5, fp16", "int4")
+        for ratio in (8.0, 16.0)
+    ]
+    other = [{**line, "what": line["what"].replace("5", "2"), "error": 0.2} for line in lines]
+    found = page.finetune({"fp32": lines, "fp16": other})
+    assert "| LoRA of rank 5 or 2, fp16 | 16.0 | 0.100 | 16.0 | 0.200 |" in found
+    assert "| int4 | 8.0 | 0.100 | 8.0 | 0.200 |" in found
 
 
 def test_pictures_are_drawn_from_results_with_their_machine(monkeypatch, tmp_path):
