@@ -10,6 +10,7 @@ import gc
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -56,36 +57,32 @@ def paring() -> None:
 
 def main() -> None:
     """``paring``"""
-    _run(paring, "paring")
+    _run("paring", lambda: paring)
 
 
 def compress_main() -> None:
     """``compress``: the same as ``paring compress``."""
-    from paring.cli.compress import command
-
-    _run(command, "compress")
+    _run("compress")
 
 
 def merge_main() -> None:
     """``merge``: the same as ``paring merge``."""
-    from paring.cli.merge import command
-
-    _run(command, "merge")
+    _run("merge")
 
 
 def prune_main() -> None:
     """``prune``: the same as ``paring prune``."""
-    from paring.cli.prune import command
-
-    _run(command, "prune")
+    _run("prune")
 
 
-def _run(command: click.Command, name: str) -> None:
+def _run(name: str, find: Callable[[], click.Command] | None = None) -> None:
+    """Run a command, by default that of the file ``name``, which is imported where Ctrl-C is heard."""
     from paring.errors import OptionError, ParingError
 
     color = False if os.environ.get("NO_COLOR") else None  # rich sees to this itself, click does not
     gc.set_threshold(50_000, 20, 100)  # what a command makes lives to its end: look for garbage rarely
     try:
+        command = find() if find else importlib.import_module(f"paring.cli.{name}").command
         code = command.main(prog_name=name, standalone_mode=False, color=color) or 0
     except click.ClickException as error:
         error.show()
