@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from paring.retraining import text
 from paring.retraining.adapters import Adapter, Pst
 from paring.retraining.apollo import Apollo
 from paring.retraining.fitting import Fit, Keeper, fit
-from paring.retraining.kinds import KINDS
+from paring.retraining.kinds import Kind
 from paring.retraining.subsets import choose, head, norms, parse
 from tests import retraining as tiny
 
@@ -36,7 +37,7 @@ def sparse(*shape: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", get_args(Kind))
 def test_adapters_begin_at_the_weight_and_merge_inside_the_mask(kind, turned):
     weight, mask = sparse(*(12, 20)[:: -1 if turned else 1])
     adapter = Adapter(kind, weight, mask, 4, 8.0, generator(), turned)
