@@ -75,10 +75,10 @@ _METHODS = {
     "spectral": "**`spectral`** (default)", "ternary": "`compeft`, fitted",
     "ComPEFT as published": "ComPEFT as published",
 }  # fmt: skip
-_PLAIN = {name: name for name in ("int4", "int2", "rank 2 in fp16", "rank 1 in fp16", "fp16 through xz")}
+_PLAIN = {name: name for name in ("int4", "int2", "rank 2 in fp16", "rank 1 in fp16")}
 _SPECTRAL = {
-    "spectral": "**default**", "spectral --norm 0": "`--norm 0`", "auto": "`--method auto`",
-    "truncate": "`--method truncate --store fp16`", **_PLAIN,
+    "spectral": "**default**", "spectral --norm 0": "`--norm 0`",
+    "truncate": "`--method truncate --store fp16`", "fp16 through xz": "fp16 through xz", **_PLAIN,
 }  # fmt: skip
 _TERNARY = {
     "ternary": "**default**", "ternary --basis svd": "`--basis svd`",

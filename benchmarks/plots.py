@@ -16,6 +16,15 @@ def signed(figure: Any, found: Found, file: Path) -> None:
     figure.savefig(file, dpi=150)
 
 
+#: rows of :mod:`benchmarks.adapters` that are drawn: what they are called, colour, marker
+_DRAWN = {
+    "spectral": ("spectral (default)", "C0", "o"), "ternary": ("compeft, fitted", "C1", "o"),
+    "ComPEFT as published": ("ComPEFT as published", "C3", "o"), "truncate": ("truncate, fp16", "C2", "o"),
+    "int4": ("int4", "0.35", "s"), "int2": ("int2", "0.35", "v"), "rank 1 in fp16": ("rank 1", "0.35", "x"),
+}  # fmt: skip
+_MOST = 110
+
+
 def gain_and_error(found: Found, file: Path) -> None:
     """The gain that is kept, and the error, against the size; one line a method, a point where it has one
     size of its own. Of :mod:`benchmarks.adapters`.
@@ -26,23 +35,21 @@ def gain_and_error(found: Found, file: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    rows = found["rows"]
-    for name in dict.fromkeys(row["method"] for row in rows):
-        mine = [row for row in rows if row["method"] == name and _ratio(row) > 1]
+    for name, (label, colour, marker) in _DRAWN.items():
+        mine = [row for row in found["rows"] if row["method"] == name and 1 < _ratio(row) < _MOST]
         if not mine:
             continue
         mine.sort(key=_ratio)
         sizes = [_ratio(row) for row in mine]
-        style = {"marker": "o", "markersize": 4, "linewidth": 1.6, "label": name}
+        style = {"marker": marker, "markersize": 5, "linewidth": 1.8, "label": label, "color": colour}
         kept = [row["kept"]["accuracy"] for row in mine]
         errors = [row["kept"]["accuracy_se"] for row in mine]
-        (line,) = axes[0].plot(sizes, kept, **style)
+        axes[0].plot(sizes, kept, **style)
         low, high = ([k + sign * e for k, e in zip(kept, errors, strict=True)] for sign in (-1, 1))
-        axes[0].fill_between(sizes, low, high, color=line.get_color(), alpha=0.1, linewidth=0)
-        axes[1].plot(sizes, [mean(row["error"]) for row in mine], color=line.get_color(), **style)
-    for axis, title in zip(
-        axes, ("share of the accuracy gain kept", "relative error of the update"), strict=True
-    ):
+        axes[0].fill_between(sizes, low, high, color=colour, alpha=0.1, linewidth=0)
+        axes[1].plot(sizes, [mean(row["error"]) for row in mine], **style)
+    titles = "share of the accuracy gain kept", "relative error of the update"
+    for axis, title in zip(axes, titles, strict=True):
         axis.set_xscale("log", base=2)
         ticks = [4, 8, 16, 32, 64, 100]
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -51,7 +58,7 @@ def gain_and_error(found: Found, file: Path) -> None:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].axhline(1, color="0.6", linewidth=0.8)
-    axes[1].legend(frameon=False, fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
     signed(figure, found, file)
     pyplot.close(figure)
 
