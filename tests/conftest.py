@@ -6,6 +6,7 @@ test file is: no test ever reaches the real one.
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ import pytest
 for _library in ("OPENBLAS", "MKL", "VECLIB"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as nohup has it: what tests start is to hear Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 from tests.hub_server import Account, HubServer  # noqa: E402
 
 TOKENS = {

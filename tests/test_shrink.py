@@ -44,7 +44,8 @@ def test_dropped_layers_are_skipped_layers(kind, tiny, tmp_path):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = number
-    assert torch.equal(logits(load(kind, tmp_path / "out")), logits(whole))
+    # experts may be summed up in another order
+    torch.testing.assert_close(logits(load(kind, tmp_path / "out")), logits(whole), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", MODELS)
