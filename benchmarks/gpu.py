@@ -88,7 +88,7 @@ def kernels(n: int, device: str) -> list[dict[str, Any]]:
     import torch
 
     mine = np.random.default_rng(0).standard_normal((3, n), np.float32)
-    sides: dict[str, Any] = {"cpu": mine, device: torch.from_numpy(mine).to(device)}
+    sides: dict[str, Any] = {"cpu": mine, "device": torch.from_numpy(mine).to(device)}
     low, high = np.full(3, 0.02, np.float32), np.full(3, 2.2, np.float32)
     weights = np.ones(3)
     read, written = mine.nbytes, mine.nbytes // 3
@@ -106,15 +106,15 @@ def kernels(n: int, device: str) -> list[dict[str, Any]]:
     found = []
     for name, (job, nbytes) in jobs.items():
         row: dict[str, Any] = {"kernel": name}
-        for where, chunk in sides.items():
+        for side, chunk in sides.items():
 
-            def timed(job: Callable[[Any], object] = job, chunk: Any = chunk, where: str = where) -> None:
+            def timed(job: Callable[[Any], object] = job, chunk: Any = chunk) -> None:
                 job(chunk)
-                if where.startswith("cuda"):
+                if device.startswith("cuda"):
                     torch.cuda.synchronize()
 
             timed()
-            row["cpu" if chunk is mine else "device"] = nbytes / best(timed, 5) / 1e9
+            row[side] = nbytes / best(timed, 5) / 1e9
         found.append(row)
     return found
 

@@ -77,12 +77,12 @@ def command(
     compress a b c --method mos -o pool.paring.safetensors
     """
     arguments = methods.arguments("compress", given)
-    sources = [Path(adapter) for adapter in adapters]
     if registry.load("compress", arguments["method"]).sees == "adapters":
         return _pool(adapters, output, arguments, push, as_json, quiet, verbose)
-    if len(sources) > 1 or (output is not None and Path(output).is_dir()) or (output or "").endswith("/"):
-        return _many(sources, output, arguments, push, as_json, quiet, verbose)
-    report = _one(adapters[0], Path(output) if output else None, arguments, quiet, verbose)
+    if len(adapters) > 1 or (output is not None and Path(output).is_dir()) or (output or "").endswith("/"):
+        return _many(adapters, output, arguments, push, as_json, quiet, verbose)
+    with common.progress(f"compressing {Path(adapters[0])}", quiet=quiet, verbose=verbose):
+        report = _one(adapters[0], output, arguments)
     report = hub.published(report, push, quiet=quiet, verbose=verbose)
     if as_json:
         common.print_json(report)
@@ -118,15 +118,14 @@ def _pool(
     return 0
 
 
-def _one(source: str, output: Path | None, arguments: dict[str, Any], quiet: bool, verbose: bool) -> Report:
+def _one(adapter: str, output: str | Path | None, arguments: dict[str, Any]) -> Report:
     from paring import api
 
-    with common.progress(f"compressing {Path(source)}", quiet=quiet, verbose=verbose):
-        return api.compress(source, output, **arguments)
+    return api.compress(adapter, output or None, **arguments)
 
 
 def _many(
-    sources: list[Path],
+    adapters: tuple[str, ...],
     output: str | None,
     arguments: dict[str, Any],
     push: Push | None,
@@ -141,19 +140,18 @@ def _many(
         raise click.UsageError("several adapters need a folder to go to: add -o DIR")
     if Path(output).exists() and not Path(output).is_dir():
         raise click.UsageError(f"-o {output} is a file; several adapters need a folder")
+    sources = [Path(adapter) for adapter in adapters]
     for source in sources:
         if source.is_dir() and Path(output).is_dir() and source.samefile(output):
             raise OutputError(f"{output} is an input, and inputs are never changed: choose another -o")
     targets = plan.outputs(sources, Path(output))
     reports: list[Report] = []
     failures: list[tuple[Path, str]] = []
-    for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
+    for i, (adapter, source, target) in enumerate(zip(adapters, sources, targets, strict=True), 1):
+        told = f"compressing {source} ({i} of {len(adapters)})"
         try:
-            name = Path(f"{source} ({i + 1} of {len(sources)})")
-            with common.progress(f"compressing {name}", quiet=quiet, verbose=verbose):
-                from paring import api
-
-                reports.append(api.compress(source, target, **arguments))
+            with common.progress(told, quiet=quiet, verbose=verbose):
+                reports.append(_one(adapter, target, arguments))
         except OptionError:
             raise
         except ParingError as error:

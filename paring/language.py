@@ -137,12 +137,17 @@ def load_tokenizer(home: Path) -> Any:
             raise UnsupportedError(f"{home} holds no tokenizer that can be read: {_first(error)}") from None
 
 
+def positions(config: Any) -> int | None:
+    """The most tokens that a model takes, None where its configuration sets no limit."""
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
+
 def window_of(asked: int | None, config: Any, default: int = _WINDOW) -> int:
     """The length of windows in tokens: as asked, or ``default``, at most what the model's positions allow.
 
     Raises OptionError.
     """
-    most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    most = positions(config)
     if asked is None:
         return min(default, most or default)
     if asked < 2 or (most and asked > most):

@@ -215,6 +215,8 @@ def test_an_empty_name_is_not_the_current_folder(entry: str, tmp_path: Path) -> 
     assert done.returncode == 2
     assert "the name of an input is empty" in done.stderr
     assert not (tmp_path / "x.safetensors").exists()
+    among = run(entry, ROTTEN, "", "-o", f"{tmp_path / 'y'}/", cwd=tmp_path / "a")
+    assert among.returncode == 2 and "the name of an input is empty" in among.stderr
 
 
 def test_the_root_is_no_output() -> None:

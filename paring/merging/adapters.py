@@ -70,8 +70,10 @@ def merge(
     warnings = alike([None, *models])
     warnings += [*different_bases(models), *assumed_scales(models)]
     merged: list[Merged] = []
-    sums = isinstance(rehearsed(method, options, weighting), Mix)
-    working = workers(joints, sums, memory, thread_count(threads))
+    working = thread_count(threads)
+    if memory is not None:
+        sums = isinstance(rehearsed(method, options, weighting), Mix)
+        working = workers(joints, sums, memory, working)
     if not dry_run:
         view = _view(joints, models, weighting, method.unit, working, "seed" in options)
         view.known, view.device = view.known if known is None else known, device

@@ -44,14 +44,12 @@ class Joint:
         return max(1, min(total, *self.shape))
 
 
-def workers(joints: Sequence[Joint], sums: bool, memory: int | None, threads: int) -> int:
+def workers(joints: Sequence[Joint], sums: bool, memory: int, threads: int) -> int:
     """How many of ``threads`` fit ``memory`` bytes, each at work on a module, beside the factors of all.
 
     A weighted sum (``sums``) works on factors, any other rule on the update (out, in); both take several
     times their size in fp64 for decompositions. Raises OptionError where one alone does not fit.
     """
-    if memory is None:
-        return threads
     held = most = 0
     for joint in joints:
         ranks = sum(part.rank for part in joint.parts if isinstance(part, LowRank))

@@ -69,14 +69,13 @@ def check(request: Request) -> tuple[Method, dict[str, Any]]:
         raise OptionError(f"--scale multiplies deltas, and {method.name} merges weights: leave it out")
     if request.shard_size < 1:
         raise OptionError(f"--shard-size {request.shard_size}: at least 1")
-    parse(request.weights, len(request.models), 1.0)
+    weights = parse(request.weights, len(request.models), 1.0)
     parse_dtype(request.dtype)
     for pattern, model, _ in request.patterns:
         if not 0 <= model < len(request.models):
             raise OptionError(f"weight of {pattern}: of model {model}, and there are {len(request.models)}")
     _check_layers(request, method)
     refuse_options(request.keep_mask, request)
-    weights = parse(request.weights, len(request.models), 1.0)
     rehearsed(method, options, Weighting(weights, tuple(request.patterns)))
     return method, options
 

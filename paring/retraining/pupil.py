@@ -19,7 +19,7 @@ from torch import nn
 from paring.checkpoint import Checkpoint, open_checkpoint
 from paring.dtypes import FLOATS
 from paring.errors import BadFileError, OptionError, UnsupportedError
-from paring.language import folder_of, load_model, load_tokenizer
+from paring.language import folder_of, load_model, load_tokenizer, positions
 from paring.loading import to_torch
 from paring.pruning.layers import Layer, layers
 from paring.retraining import text
@@ -193,7 +193,7 @@ def open_pupil(
     name = type(model).__name__
     causal = name.endswith(("ForCausalLM", "LMHeadModel"))
     objective = "causal" if causal else "masked" if name.endswith("ForMaskedLM") else "none"
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = positions(model.config)
     if limit and length > limit:
         raise OptionError(f"--length {length}: this model takes at most {limit} tokens")
     files = _match(model, source)
